@@ -1,0 +1,68 @@
+# make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS choose)
+# make test        set everything up, lint, and pass the tests
+# make lab         open the notebooks in JupyterLab
+# make bench       measured ratios against plain loops
+# make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile
+# make clean       remove artifacts and caches, keep .venv
+#
+# The CPU build of torch instead of the platform's default (README, "Choosing a torch"):
+#   make notebooks TORCH_INDEX=<the CPU index that pytorch.org names>
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+SOURCES := vcutils tests notebooks
+export PYTHONUTF8 := 1
+
+.PHONY: setup notebooks test lint bench lab outputs clean
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision,\
+	echo "torch is not installed yet: on Linux the default wheel brings CUDA, about 3 GB to download. For the small CPU build stop now and see README, Choosing a torch.")
+	$(BIN)/python -m pip install -r requirements.txt -e .
+	@touch $@
+
+notebooks: $(READY)
+	@out=$$($(BIN)/python -c "from vcutils.config import Config; print(Config.from_env().artifacts / 'notebooks')") && \
+	for notebook in $(NOTEBOOKS); do \
+	  $(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
+	  $(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir "$$out" "$$out/$$(basename $$notebook)" && \
+	  echo "done: $$out/$$(basename $$notebook .ipynb).html" || exit 1; \
+	done
+
+test: $(READY) lint
+	@bash tests/browser/ensure_chromium.sh
+	$(BIN)/python -m pytest
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch TQDM_DISABLE=1 \
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check vcutils tests
+	$(BIN)/mypy
+	$(BIN)/codespell vcutils tests notebooks README.md data/README.md Makefile
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/run.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+outputs: $(READY)
+	for notebook in $(NOTEBOOKS:.ipynb=); do \
+	  $(BIN)/jupytext --quiet --to notebook $$notebook.py && \
+	  VCUTILS_PROFILE=sample VCUTILS_CORPUS= TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level WARN --execute --inplace \
+	    --to notebook --ExecutePreprocessor.store_widget_state=False $$notebook.ipynb || exit 1; \
+	done
+
+clean:
+	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find vcutils tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,305 @@
+"""The command line: `python -m vcutils <verb>`, thin over the functions that the notebooks call.
+
+Exit codes: 0 done, 1 problems were found, 2 wrong use or bad input. Heavy imports wait until a verb needs them.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+import tyro
+
+from vcutils.config import Config, ModelConfig, TrainConfig, UserError
+
+CorpusArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")]
+RunArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
+DataArg = Annotated[Path | None, tyro.conf.arg(name="data", metavar="DIR", help="where artifacts go instead of data/")]
+JsonArg = Annotated[bool, tyro.conf.arg(name="json", help="report as JSON")]
+
+
+def sample(out: Path | None = None, clips: int = 120, seed: int = 0) -> int:
+    """Render the embedded sample corpus (default: data/corpora/sample).
+
+    Args:
+        out: folder to write, new or an earlier sample.
+        clips: number of clips.
+        seed: one seed gives bit-identical files.
+
+    """
+    from vcutils import sample as sample_module
+
+    folder = out or Config.from_env().data / "corpora" / "sample"
+    print(sample_module.build(folder, clips=clips, seed=seed))
+    return 0
+
+
+def doctor(corpus: CorpusArg, as_json: JsonArg = False) -> int:
+    """Counts, split, unreadable clips, captions without clips, disk estimate: what to know before hours are spent."""
+    from vcutils.corpus import doctor as examine
+    from vcutils.corpus import open_corpus
+    from vcutils.video import unreadable_clips
+
+    opened = open_corpus(corpus)
+    report = examine(opened, unreadable_clips(opened.clips))
+    _report(report, as_json)
+    return 1 if report["problems"] else 0
+
+
+def extract(
+    corpus: CorpusArg,
+    backbone: str | None = None,
+    num_frames: int | None = None,
+    shard: str = "1/1",
+    engine: Literal["local", "ray"] = "local",
+    data: DataArg = None,
+    as_json: JsonArg = False,
+) -> int:
+    """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over.
+
+    Args:
+        backbone: efficientnet_lite0, a torchvision classification model, or timm/<name>.
+        num_frames: frames per clip.
+        shard: I/N takes every N-th clip, for N processes or machines side by side.
+        engine: ray spreads N shards over a Ray cluster (pip install ray).
+
+    """
+    from vcutils.corpus import open_corpus
+    from vcutils.extract import extract_corpus, extract_with_ray
+
+    config = _config(corpus, data)
+    changes: dict[str, Any] = {"backbone": backbone, "num_frames": num_frames}
+    settings = dataclasses.replace(config.extract, **{k: v for k, v in changes.items() if v is not None})
+    opened = open_corpus(corpus)
+    if not opened.clips:
+        raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
+    index, count = _shard(shard)
+    if engine == "ray":
+        report = extract_with_ray(opened, config.artifacts, settings, count)
+    else:
+        report = extract_corpus(opened, config.artifacts, settings, (index, count))
+    summary = {
+        "features": str(report.folder),
+        "written": len(report.written),
+        "skipped, done before": len(report.skipped),
+        "failed": report.failed,
+        "frames per second": round(report.frames / report.seconds, 1) if report.frames else None,
+    }
+    _report(summary, as_json)
+    return 1 if report.failed else 0
+
+
+def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
+    """Fix the split and count the vocabulary on its training part.
+
+    Args:
+        min_count: words that occur less often become <unk>.
+
+    """
+    config = _config(corpus, data)
+    if min_count is not None:
+        config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
+    _report(_make_vocab(config), as_json)
+    return 0
+
+
+def train(
+    corpus: CorpusArg,
+    train: tyro.conf.OmitArgPrefixes[TrainConfig],
+    model: tyro.conf.OmitArgPrefixes[ModelConfig],
+    run: str = "default",
+    resume: bool = False,
+    backbone: str | None = None,
+    data: DataArg = None,
+    as_json: JsonArg = False,
+) -> int:
+    """Train a run, also under `accelerate launch`; builds split and vocabulary first where they are missing.
+
+    Args:
+        run: name of the run, data/<corpus>/runs/<name>.
+        resume: go on from the run's last checkpoint.
+        backbone: which features (default: those that the corpus brings, else the profile's).
+
+    """
+    from vcutils.corpus import open_corpus
+    from vcutils.dataset import load_data
+    from vcutils.train import Trainer
+
+    config = dataclasses.replace(_config(corpus, data), train=train, model=model)
+    if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
+        _report(_make_vocab(config), as_json=False, file=sys.stderr)
+    folder = config.artifacts / "runs" / _name(run)
+    opened = open_corpus(corpus)
+    features = backbone or (None if opened.features else config.extract.backbone)
+    trainer = Trainer(folder, config, load_data(opened, config.artifacts, features), resume=resume)
+    trainer.fit()
+    if trainer.accelerator.is_main_process:
+        _report({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()}, as_json)
+    return 0
+
+
+def evaluate(run: RunArg, split: str = "test", beam: int = 5, as_json: JsonArg = False) -> int:
+    """Caption a split and score it, beside a floor and a human line.
+
+    Args:
+        split: train, val or test.
+        beam: beam size; 1 is greedy search.
+
+    """
+    from vcutils.config import DecodeConfig
+    from vcutils.evaluate import evaluate as evaluate_run
+    from vcutils.evaluate import load_run, score_table
+
+    result = evaluate_run(load_run(run), split, DecodeConfig(beam_size=beam))
+    if as_json:
+        _report(result, as_json=True)
+    else:
+        _report({k: v for k, v in result["protocol"].items() if k != "versions"}, as_json=False)
+        print(score_table(result, run.resolve().name))
+    return 0
+
+
+def score(
+    predictions: Annotated[Path, tyro.conf.Positional],
+    references: Annotated[Path, tyro.conf.Positional],
+    as_json: JsonArg = False,
+) -> int:
+    """Score captions by the COCO caption protocol.
+
+    Args:
+        predictions: JSON file, {id: caption}.
+        references: JSON file, {id: [captions]}.
+
+    """
+    from vcutils import metrics
+
+    predicted, known = metrics.read_predictions(predictions), metrics.read_references(references)
+    scores = metrics.score(predicted, known)
+    protocol = {"clips": len(predicted), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
+    notes = metrics.notes(scores, len(predicted))
+    if as_json:
+        _report({"scores": scores, "protocol": protocol, "notes": notes}, as_json=True)
+    else:
+        _report({k: v if v is None else round(v, 4) for k, v in scores.items()} | protocol, as_json=False)
+        print(*notes, sep="\n")
+    return 0
+
+
+def caption(
+    run: RunArg,
+    clips: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")],
+    beam: int = 5,
+    as_json: JsonArg = False,
+) -> int:
+    """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails.
+
+    Args:
+        beam: beam size; 1 is greedy search.
+
+    """
+    from vcutils.attention import attention_dict, word_views
+    from vcutils.config import DecodeConfig
+    from vcutils.evaluate import caption_files, load_run
+
+    report: dict[str, Any] = {}
+    failed = 0
+    for clip, found in caption_files(load_run(run), clips, DecodeConfig(beam_size=beam)):
+        if isinstance(found, UserError):
+            failed += 1
+            report[str(clip)] = {"error": str(found)}
+            if not as_json:
+                print(found, file=sys.stderr)
+            continue
+        hypothesis, timestamps = found
+        report[str(clip)] = attention_dict(hypothesis, timestamps)
+        if not as_json:
+            print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")
+            for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
+                line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
+                print(f"{line} ({view.weight:.0%} of the attention)")
+    if as_json:
+        _report(report, as_json=True)
+    return 1 if failed else 0
+
+
+VERBS = (sample, doctor, extract, vocab, train, evaluate, score, caption)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    try:
+        defaults = Config.from_env()
+        verbs: dict[str, Callable] = {verb.__name__: verb for verb in VERBS}
+        verbs["train"] = functools.partial(train, train=defaults.train, model=defaults.model)
+        return tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="python -m vcutils",
+            description="Video captioning with attention, from raw clips to an attention explorer.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except UserError as error:
+        print(f"vcutils: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vcutils: stopped; finished work is kept", file=sys.stderr)
+        return 130
+
+
+def _config(corpus: Path, data: Path | None) -> Config:
+    """The profile's settings on a corpus that the user names."""
+    config = dataclasses.replace(Config.from_env(), corpus=Path(corpus).expanduser().resolve())
+    return dataclasses.replace(config, data=data.expanduser().resolve()) if data else config
+
+
+def _make_vocab(config: Config) -> dict[str, Any]:
+    """Write splits.json and vocab.json of a corpus; what was done as a report."""
+    from vcutils.corpus import make_splits, open_corpus, save_splits
+    from vcutils.vocab import build_vocabulary, oov_rate
+
+    corpus = open_corpus(config.corpus_dir)
+    splits, origin = make_splits(corpus)
+    vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
+    save_splits(splits, config.artifacts / "splits.json")
+    vocabulary.save(config.artifacts / "vocab.json")
+    return {
+        "artifacts": str(config.artifacts),
+        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
+        "words": len(vocabulary),
+        "out of vocabulary": {s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()},
+        "problems": corpus.problems,
+    }
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {text!r}: write I/N with 1 <= I <= N, such as 2/8")
+    return int(index), int(count)
+
+
+def _name(run: str) -> str:
+    if not run or run != Path(run).name or run.startswith("."):
+        raise UserError(f"--run {run!r}: a run's name is one plain folder name")
+    return run
+
+
+def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None) -> None:
+    """Print a report, as JSON or as aligned lines; long lists are shortened for people, never in JSON."""
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=2), file=file)
+        return
+    width = max(map(len, report))
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            shown = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+        elif isinstance(value, list):
+            lines = [str(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
+            shown = ("\n" + " " * (width + 2)).join(lines) or "none"
+        else:
+            shown = "–" if value is None else str(value)
+        print(f"{key:<{width}}  {shown}", file=file)

@@ -1,0 +1,213 @@
+"""Every setting of the project in one place: frozen dataclasses, one line of reason per field, and the profiles.
+
+`Config.from_env()` reads three environment variables: VCUTILS_PROFILE (tiny, sample or msvd), VCUTILS_CORPUS (a
+corpus folder that replaces the profile's own) and VCUTILS_DATA (where artifacts go instead of data/).
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+# A checkout keeps data/ beside the package; an installed wheel keeps it where the user works.
+PROJECT_ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
+
+
+class UserError(ValueError):
+    """Bad input or settings: one message for the user that names the file or id and says what to do."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How clips become features (notebook 01)."""
+
+    backbone: str = "efficientnet_lite0"  # the only one whose ImageNet weights come inside a package: no download
+    num_frames: int = 16  # frames per clip, spread evenly; 16 keep the sample's extraction under a minute on 2 cores
+    batch_size: int = 32  # frames per forward pass; filled across clips, larger gains nothing on a CPU
+
+
+@dataclass(frozen=True)
+class VocabConfig:
+    """Which words the model may say (notebook 02)."""
+
+    min_count: int = 2  # rarer words become <unk>: too few examples to learn them from
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of the captioning model (notebook 03)."""
+
+    embed_dim: int = 128  # E, word embedding
+    encoder_dim: int = 128  # H of the encoder, per direction: one frame becomes 2·encoder_dim numbers
+    decoder_dim: int = 256  # H of the decoder
+    attention_dim: int = 128  # A, the space in which words' queries and frames' keys are compared
+    dropout: float = 0.3  # on frame projections, embeddings and before the word logits
+    attention: Literal["additive", "uniform"] = "additive"  # uniform = every frame weighs the same: the ablation
+    encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one, without time
+    frame_order: Literal["kept", "shuffled"] = "kept"  # shuffled = does the order of frames matter?
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop (notebook 03)."""
+
+    epochs: int = 40  # each epoch shows every clip once, with captions_per_clip of its captions
+    batch_size: int = 16  # clips per step; on CUDA an upper bound, see find_batch_size
+    find_batch_size: bool = False  # on CUDA: search the largest batch that fits, up to batch_size
+    captions_per_clip: int = 5  # K; a clip is encoded once for all of them
+    lr: float = 2e-3  # peak learning rate of Adam
+    weight_decay: float = 1e-5  # L2, small: dropout does most of the work
+    warmup_epochs: float = 2.0  # linear rise of the learning rate, then cosine to zero
+    accumulation: int = 1  # batches per optimizer step
+    clip_norm: float = 1.0  # gradients of an LSTM can explode
+    label_smoothing: float = 0.0  # probability mass spread over all words
+    scheduled_sampling: float = 0.0  # final share of input words that are the model's own (Bengio et al. 2015)
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on CUDA, fp32 on CPU
+    checkpoint_every: int = 5  # epochs between writes of last/; best/ is written whenever it improves
+    patience: int = 0  # epochs without a better validation CIDEr before training stops; 0 = never
+    max_minutes: float = 0.0  # end cleanly in time, best checkpoint kept; 0 = no limit
+    max_length: int = 20  # words per caption in training and decoding; longer ones are cut
+    shuffle_features: bool = False  # control: each clip gets another clip's features; what is left is language alone
+    num_workers: int = 0  # loader processes; features are small, so workers pay only on CUDA machines
+    seed: int = 0  # every random choice goes through it
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How captions are generated (notebook 04)."""
+
+    beam_size: int = 1  # 1 = greedy
+    max_length: int = 20  # words before a caption is cut
+    length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this; 0 prefers short captions
+    no_repeat_ngram: int = 0  # forbid repeating an n-gram of this size within a caption; 0 = allowed
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; `Config.from_env()` gives the profile's."""
+
+    profile: str = "sample"  # which preset the values below came from
+    corpus: Path | None = None  # a corpus folder; None = the embedded one
+    data: Path = PROJECT_ROOT / "data"  # artifacts go to data/<corpus name>/
+    clips: int = 120  # size of the embedded corpus
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    vocab: VocabConfig = field(default_factory=VocabConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    @property
+    def corpus_dir(self) -> Path:
+        """The corpus folder: the user's own, or the place of the embedded one."""
+        return self.corpus or self.data / "corpora" / ("tiny" if self.profile == "tiny" else "sample")
+
+    @property
+    def artifacts(self) -> Path:
+        """data/<corpus name>/, where everything that is computed from the corpus goes."""
+        return artifacts_dir(self.corpus_dir, self.data)
+
+    @classmethod
+    def from_env(cls) -> "Config":
+        """Settings of the profile that VCUTILS_PROFILE names (default sample), on the corpus of VCUTILS_CORPUS.
+
+        Raises UserError for an unknown profile or a corpus folder that does not exist.
+        """
+        config = cls.from_profile(os.environ.get("VCUTILS_PROFILE") or "sample")
+        if data := os.environ.get("VCUTILS_DATA"):
+            config = dataclasses.replace(config, data=(PROJECT_ROOT / data).resolve())
+        if corpus := os.environ.get("VCUTILS_CORPUS"):
+            path = (PROJECT_ROOT / Path(corpus).expanduser()).resolve()
+            if not path.is_dir():
+                raise UserError(f"VCUTILS_CORPUS: no folder {path}; relative paths count from {PROJECT_ROOT}")
+            config = dataclasses.replace(config, corpus=path)
+        return config
+
+    @classmethod
+    def from_profile(cls, name: str) -> "Config":
+        """Settings of one profile. Raises UserError for an unknown name."""
+        if name not in PROFILES:
+            raise UserError(f"unknown profile {name!r}: VCUTILS_PROFILE is one of {', '.join(PROFILES)}")
+        return PROFILES[name]
+
+
+PROFILES: dict[str, Config] = {
+    "tiny": Config(
+        profile="tiny",
+        clips=12,
+        extract=ExtractConfig(num_frames=6),
+        vocab=VocabConfig(min_count=1),
+        model=ModelConfig(embed_dim=48, encoder_dim=32, decoder_dim=64, attention_dim=48, dropout=0.1),
+        train=TrainConfig(epochs=8, batch_size=4, lr=5e-3, warmup_epochs=1.0),
+    ),
+    "sample": Config(profile="sample"),
+    "msvd": Config(
+        profile="msvd",
+        extract=ExtractConfig(backbone="resnet152", num_frames=40, batch_size=64),
+        vocab=VocabConfig(min_count=4),
+        model=ModelConfig(embed_dim=512, encoder_dim=512, decoder_dim=512, attention_dim=512, dropout=0.5),
+        train=TrainConfig(
+            epochs=20,
+            batch_size=16,
+            find_batch_size=True,
+            captions_per_clip=1,
+            lr=1e-4,
+            weight_decay=1e-5,
+            warmup_epochs=5.0,
+            accumulation=4,
+            clip_norm=1.0,
+            checkpoint_every=5,
+            seed=42,
+        ),
+    ),
+}
+
+
+def artifacts_dir(corpus_dir: Path, data: Path) -> Path:
+    """data/<corpus name>/ of a corpus folder."""
+    return data / corpus_dir.resolve().name
+
+
+def to_json(config: Any) -> str:
+    """A (nested) config dataclass as JSON text, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild a flat config dataclass; unknown keys raise UserError, so that a newer file is not half understood."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}; was it written by a newer version?")
+    return cls(**values)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary path beside `path`, which takes its place on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all, with \\n line ends on every system."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the mask can be read only by setting it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,229 @@
+"""Where clips, captions and splits come from.
+
+A corpus is a folder that anyone can bring: `videos/` (or `YouTubeClips/`), `captions.txt` (or
+`AllVideoDescriptions.txt`), optionally `splits.json` and `features/<name>/<id>.npy`. It is only ever read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from vcutils.config import Config, UserError, write_text
+
+VIDEO_DIRS = ("videos", "YouTubeClips")
+CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+SPLITS = ("train", "val", "test")
+Splits = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clips, captions and split of one corpus folder, as found on disk."""
+
+    root: Path
+    clips: dict[str, Path]  # id -> video file
+    captions: dict[str, list[str]]  # id -> captions, in the file's order
+    own_splits: Splits | None = None  # the corpus' splits.json
+    features: dict[str, Path] = field(default_factory=dict)  # name -> folder of <id>.npy that the corpus brings
+    problems: list[str] = field(default_factory=list)  # what was passed over, one line each
+
+    @property
+    def name(self) -> str:
+        """The folder's name; artifacts go to data/<name>/."""
+        return self.root.name
+
+    @property
+    def usable(self) -> list[str]:
+        """Ids that have captions and a clip (or features in place of one), sorted."""
+        visible = set(self.clips)
+        for folder in self.features.values():
+            visible.update(p.stem for p in folder.glob("*.npy"))
+        return sorted(visible & set(self.captions))
+
+
+def open_corpus(root: Path) -> Corpus:
+    """Read a corpus folder.
+
+    Raises UserError when the folder, its captions, or both clips and features are missing.
+    """
+    root = Path(root).expanduser().resolve()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
+    problems: list[str] = []
+    caption_file = next((root / n for n in CAPTION_FILES if (root / n).is_file()), None)
+    if caption_file is None:
+        raise UserError(f"{root}: no {' or '.join(CAPTION_FILES)}; write one '<video_id> <caption>' per line")
+    captions = read_captions(caption_file, problems)
+    clips = find_clips(root, problems)
+    feature_dirs = {p.name: p for p in sorted((root / "features").glob("*")) if p.is_dir()}
+    if not clips and not feature_dirs:
+        raise UserError(f"{root}: no clips in {' or '.join(VIDEO_DIRS)}/ and no features/<name>/*.npy")
+    own = read_splits(root / "splits.json") if (root / "splits.json").is_file() else None
+    corpus = Corpus(root, clips, captions, own, feature_dirs, problems)
+    usable = set(corpus.usable)
+    if not usable:
+        raise UserError(f"{root}: no clip has a caption; the ids in {caption_file.name} must be the clips' file names")
+    problems += [f"{i}: captions but no clip" for i in sorted(set(captions) - usable)]
+    problems += [f"{i}: clip without captions" for i in sorted(set(clips) - set(captions))]
+    return corpus
+
+
+def load_corpus(config: Config, progress: bool = True) -> Corpus:
+    """The corpus of a configuration; renders the embedded one first when it is wanted and not there yet."""
+    if config.corpus is None:
+        from vcutils import sample
+
+        sample.build(config.corpus_dir, clips=config.clips, progress=progress)
+    return open_corpus(config.corpus_dir)
+
+
+def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
+    """Video files of a corpus by id (file name without suffix); two files of one id are a problem, the first stays."""
+    clips: dict[str, Path] = {}
+    folder = next((root / n for n in VIDEO_DIRS if (root / n).is_dir()), None)
+    if folder is None:
+        return clips
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in clips:
+            problems.append(f"{path.stem}: {path.name} has the same id as {clips[path.stem].name}; the latter is used")
+        else:
+            clips[path.stem] = path
+    return clips
+
+
+def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, list[str]]:
+    """Captions by video id from lines `<video_id> <caption>`; lines that begin with # are comments.
+
+    Lines without a caption go to `problems`. Raises UserError when nothing is left.
+    """
+    captions: dict[str, list[str]] = {}
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            video_id, _, caption = line.replace("\t", " ").partition(" ")
+            if caption := caption.strip():
+                captions.setdefault(video_id, []).append(caption)
+            elif problems is not None:
+                problems.append(f"{path.name}:{number}: no caption after the id {video_id!r}")
+    if not captions:
+        raise UserError(f"{path}: no captions in it; write one '<video_id> <caption>' per line")
+    return captions
+
+
+def read_splits(path: Path) -> Splits:
+    """A splits.json: {"train": [ids], "val": [ids], "test": [ids]}.
+
+    Raises UserError for anything else, and for an id that stands in two splits.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    ok = isinstance(data, dict) and set(data) == set(SPLITS)
+    if not ok or not all(isinstance(v, list) and all(isinstance(i, str) for i in v) for v in data.values()):
+        raise UserError(f'{path}: must be {{"train": [ids], "val": [ids], "test": [ids]}}')
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        for video_id in data[split]:
+            if seen.setdefault(video_id, split) != split:
+                raise UserError(f"{path}: {video_id} stands in both {seen[video_id]} and {split}")
+    return {split: list(dict.fromkeys(data[split])) for split in SPLITS}
+
+
+def make_splits(corpus: Corpus) -> tuple[Splits, str]:
+    """The split to use and where it comes from: the corpus' own, MSVD's official one, or 70/15/15 with seed 42.
+
+    Only usable clips are kept. A corpus of which no validation clip is at hand gives up some training clips for it;
+    the test split is never touched.
+    """
+    usable = corpus.usable
+    if corpus.own_splits is not None:
+        splits, origin = corpus.own_splits, "the corpus' splits.json"
+    elif (official := msvd_splits(usable)) is not None:
+        splits, origin = official, "MSVD's official 1,200/100/670"
+    else:
+        splits, origin = random_splits(usable), "70/15/15 at random, seed 42"
+    allowed = set(usable)
+    splits = {name: [i for i in splits[name] if i in allowed] for name in SPLITS}
+    if not splits["val"] and len(splits["train"]) > 1:
+        moved = splits["train"][:: max(2, min(7, len(splits["train"])))]
+        splits["val"] = moved
+        splits["train"] = [i for i in splits["train"] if i not in set(moved)]
+        origin += f", {len(moved)} training clips moved to the empty validation split"
+    for name in SPLITS:
+        if not splits[name]:
+            raise UserError(f"{corpus.root}: the {name} split has no clip that is at hand with captions")
+    return splits, origin
+
+
+def random_splits(ids: Iterable[str], seed: int = 42) -> Splits:
+    """70/15/15 of the sorted ids, shuffled; at least one clip each in val and test when there are three."""
+    ordered = sorted(ids)
+    order = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
+    val = max(1, int(0.15 * len(order)))
+    train = max(0, min(int(0.7 * len(order)), len(order) - val - 1))
+    return {
+        "train": sorted(order[:train]),
+        "val": sorted(order[train : train + val]),
+        "test": sorted(order[train + val :]),
+    }
+
+
+def msvd_splits(ids: Iterable[str]) -> Splits | None:
+    """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
+    table = json.loads(files("vcutils").joinpath("msvd_split.json").read_text(encoding="utf-8"))
+    where = {table[s][i : i + 8]: s for s in SPLITS for i in range(0, len(table[s]), 8)}
+    splits: Splits = {s: [] for s in SPLITS}
+    for video_id in ids:
+        split = where.get(hashlib.sha1(video_id.encode()).hexdigest()[:8])
+        if split is None:
+            return None
+        splits[split].append(video_id)
+    return splits
+
+
+def save_splits(splits: Mapping[str, list[str]], path: Path) -> None:
+    """Write the split in use as JSON, whole or not at all."""
+    write_text(path, json.dumps(splits, indent=1))
+
+
+def doctor(corpus: Corpus, unreadable: Mapping[str, str], num_frames: int = 40, feature_dim: int = 2048) -> dict:
+    """What a person should know before hours are spent: counts, split, unreadable clips, disk estimate.
+
+    `unreadable` holds the reason per clip that cannot be decoded (see video.unreadable_clips). Returns a JSON-ready
+    dict; `problems` lists everything that will be passed over, a line each.
+    """
+    problems = corpus.problems + [f"{video_id}: {reason}" for video_id, reason in sorted(unreadable.items())]
+    try:
+        splits, origin = make_splits(corpus)
+        split: dict = {"origin": origin, **{name: len(ids) for name, ids in splits.items()}}
+    except UserError as error:
+        split = {"origin": "none"}
+        problems.append(str(error))
+    counts = [len(corpus.captions[i]) for i in corpus.usable]
+    return {
+        "corpus": str(corpus.root),
+        "clips": len(corpus.clips),
+        "own features": sorted(corpus.features),
+        "clips with captions": len(corpus.usable),
+        "captions": sum(counts),
+        "captions per clip": {
+            "min": min(counts),
+            "mean": round(sum(counts) / len(counts), 1),
+            "max": max(counts),
+        },
+        "split": split,
+        "unreadable clips": sorted(unreadable),
+        "disk for features, MB": round(len(corpus.clips) * num_frames * feature_dim * 2 / 1e6, 1),
+        "problems": problems,
+    }

@@ -1,0 +1,244 @@
+"""Predictions, scores with their protocol, and the lines they must be read against.
+
+A score means nothing alone: beside the model's row always stand a floor (the best constant caption), retrieval (the
+caption of the most similar training clip), a control (the model on other clips' features) and a human line (one
+reference against the others).
+"""
+
+import json
+import platform
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from vcutils import metrics
+from vcutils.config import DecodeConfig, UserError, write_text
+from vcutils.corpus import open_corpus
+from vcutils.dataset import CaptionData, FeatureStore, clip_batches, derange, load_data
+from vcutils.decode import Hypothesis, caption_clips, generate
+from vcutils.extract import clip_features, load_backbone, pick_device, read_manifest
+from vcutils.model import CaptionModel
+from vcutils.train import load_model, run_config
+from vcutils.video import frames_at
+from vcutils.vocab import Vocabulary, tokenize
+
+VERSIONED = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run with everything needed to use it."""
+
+    folder: Path
+    config: dict[str, Any]  # config.json
+    model: CaptionModel
+    vocabulary: Vocabulary
+    data: CaptionData
+
+    @property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Rows of the feature store's manifest by id; empty for features that the corpus brought."""
+        return read_manifest(self.data.store.folder)
+
+
+def load_run(folder: Path, checkpoint: str = "best", device: torch.device | None = None) -> Run:
+    """Open data/<corpus>/runs/<name>. Raises UserError that names what is missing."""
+    folder = Path(folder).resolve()
+    config = run_config(folder)
+    model, vocabulary, _ = load_model(folder / checkpoint, device or pick_device())
+    features = Path(config["features"])
+    corpus = open_corpus(Path(config["corpus_dir"]))
+    data = load_data(corpus, folder.parent.parent, features.name)
+    if data.store.dim != model.feature_dim:
+        raise UserError(f"{data.store.folder}: {data.store.dim} numbers per frame, {folder} wants {model.feature_dim}")
+    return Run(folder, config, model, vocabulary, data)
+
+
+def predict(
+    model: CaptionModel,
+    vocabulary: Vocabulary,
+    store: FeatureStore,
+    ids: Sequence[str],
+    decode: DecodeConfig,
+    sources: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> dict[str, Hypothesis]:
+    """The best hypothesis per clip; `sources` names the clips whose features are shown instead of the clips' own."""
+    batches = clip_batches(store, sources or ids, batch_size)
+    found = caption_clips(model, vocabulary, batches, decode)
+    return {i: hypotheses[0] for i, (_, hypotheses) in zip(ids, found, strict=True)}
+
+
+def caption_files(
+    run: Run, clips: Sequence[Path], decode: DecodeConfig
+) -> Iterator[tuple[Path, tuple[Hypothesis, list[float]] | UserError]]:
+    """The best hypothesis and the frames' times (s) for any video file, or why a file cannot be captioned.
+
+    Raises UserError when the run's features did not come from a backbone that can be loaded.
+    """
+    backbone = load_backbone(Path(run.config["features"]).name, next(run.model.parameters()).device)
+    for clip in clips:
+        try:
+            features, frames = clip_features(backbone, clip, run.config["extract"]["num_frames"])
+        except UserError as error:
+            yield clip, error
+            continue
+        mask = torch.ones(1, len(features), dtype=torch.bool, device=backbone.device)
+        found = generate(run.model, run.vocabulary, features[None].to(backbone.device), mask, decode)
+        yield clip, (found[0][0], frames.timestamps)
+
+
+def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
+    """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
+
+    Returns {"scores", "protocol", "baselines"}; scores are fractions under the COCO toolkit's names. Raises UserError
+    for an unknown split.
+    """
+    data, decode = run.data, decode or DecodeConfig()
+    if split not in data.splits:
+        raise UserError(f"unknown split {split!r}: take one of {', '.join(data.splits)}")
+    ids = list(data.splits[split])
+    references = {i: list(data.captions[i]) for i in ids}
+    hypotheses = predict(run.model, run.vocabulary, data.store, ids, decode)
+    captions = {i: h.caption for i, h in hypotheses.items()}
+    shuffled = predict(run.model, run.vocabulary, data.store, ids, decode, sources=derange(ids, seed=0))
+    scorer = metrics.References(references)
+    baselines = {
+        "constant caption": scorer.score(dict.fromkeys(ids, constant_caption(data))),
+        "nearest training clip": scorer.score(nearest_captions(data, ids)),
+        "other clips' features": scorer.score({i: h.caption for i, h in shuffled.items()}),
+    }
+    if (human := human_line(references)) is not None:
+        baselines["one human against the others"] = human
+    result = {
+        "scores": scorer.score(captions),
+        "protocol": protocol(run, split, decode),
+        "baselines": baselines,
+    }
+    predictions = {
+        i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
+    }
+    write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
+    write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
+    return result
+
+
+def protocol(run: Run, split: str, decode: DecodeConfig) -> dict[str, Any]:
+    """What a reader must know to compare the scores with others'."""
+    counts = [len(run.data.captions[i]) for i in run.data.splits[split]]
+    return {
+        "corpus": run.data.root.name,
+        "split": split,
+        "clips": len(counts),
+        "references per clip": {
+            "min": min(counts),
+            "mean": round(float(np.mean(counts)), 1),
+            "max": max(counts),
+        },
+        "tokenizer": "PTB as in the COCO caption evaluation, lower-cased, punctuation removed",
+        "beam": decode.beam_size,
+        "length penalty": decode.length_penalty,
+        "max words": decode.max_length,
+        "checkpoint": "best CIDEr of generated captions on the validation split",
+        "features": Path(run.config["features"]).name,
+        "frames per clip": run.config["extract"]["num_frames"],
+        "seeds": [run.config["train"]["seed"]],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+    }
+
+
+def constant_caption(data: CaptionData, candidates: int = 100) -> str:
+    """The one caption that, said of every training clip, has the highest BLEU-4 there: the floor.
+
+    The candidates are the most frequent captions of the training split; nothing of the other splits is read.
+    """
+    train = data.splits["train"]
+    counts = Counter(" ".join(tokenize(c)) for i in train for c in data.captions[i])
+    sample = list(train)[:: max(1, len(train) // 200)]
+    scorer = metrics.References({i: list(data.captions[i]) for i in sample})
+    frequent = [caption for caption, _ in counts.most_common(candidates)]
+    return max(frequent, key=lambda c: scorer.score(dict.fromkeys(sample, c), ("Bleu",))["Bleu_4"] or 0.0)
+
+
+def nearest_captions(data: CaptionData, ids: Sequence[str]) -> dict[str, str]:
+    """For each clip a caption of the training clip whose mean feature is most similar (cosine)."""
+
+    def means(names: Sequence[str]) -> np.ndarray:
+        rows = np.stack([data.store[i].astype(np.float32).mean(axis=0) for i in names])
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+    train = list(data.splits["train"])
+    nearest = (means(ids) @ means(train).T).argmax(axis=1)
+    return {i: typical_caption(data.captions[train[j]]) for i, j in zip(ids, nearest, strict=True)}
+
+
+def typical_caption(captions: Sequence[str]) -> str:
+    """The caption that shares the most words with the clip's other captions (Jaccard, first of equals)."""
+    bags = [set(tokenize(c)) for c in captions]
+    overlap = [sum(len(a & b) / max(1, len(a | b)) for b in bags) for a in bags]
+    return captions[int(np.argmax(overlap))]
+
+
+def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> dict[str, float | None] | None:
+    """Scores of one reference per clip, drawn by `seed`, against the clip's others; None when clips have only one."""
+    several = {i: list(refs) for i, refs in references.items() if len(refs) > 1}
+    if not several:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = {i: refs.pop(int(generator.integers(len(refs)))) for i, refs in several.items()}
+    return metrics.score(drawn, several)
+
+
+def score_table(result: Mapping[str, Any], model_name: str = "this model") -> str:
+    """Scores × 100 and baselines as aligned text, the model's row first."""
+    names = [n for n, v in result["scores"].items() if v is not None]
+    rows = {model_name: result["scores"], **result["baselines"]}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{n:>9}" for n in names)]
+    lines += [f"{row:<{width}}" + "".join(_cell(scores.get(n)) for n in names) for row, scores in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'–' if value is None else format(100 * value, '.1f'):>9}"
+
+
+def thumbnails(run: Run, video_id: str, height: int = 90) -> list[np.ndarray] | None:
+    """The sampled frames of a clip, RGB and scaled to `height` pixels; None when only features are at hand."""
+    row = run.manifest.get(video_id)
+    clip = open_corpus(run.data.root).clips.get(video_id)
+    if row is None or clip is None or "indices" not in row:
+        return None
+    return frames_at(clip, row["indices"], height)
+
+
+def timestamps(run: Run, video_id: str) -> list[float]:
+    """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
+    row = run.manifest.get(video_id, {})
+    return row.get("timestamps") or [float(t) for t in range(len(run.data.store[video_id]))]
+
+
+def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence[str], frames: int = 4) -> Figure:
+    """Predicted and reference captions beside frames of each clip."""
+    figure = Figure(figsize=(11, 1.75 * len(ids)), layout="constrained")
+    grid = figure.subplots(len(ids), frames + 1, squeeze=False, width_ratios=[1] * frames + [2.4])
+    for row, video_id in zip(grid, ids, strict=True):
+        pictures = thumbnails(run, video_id) or []
+        for axes, place in zip(row, np.linspace(0, max(0, len(pictures) - 1), frames).astype(int), strict=False):
+            axes.set_axis_off()
+            if pictures:
+                axes.imshow(pictures[place])
+        row[-1].set_axis_off()
+        references = [textwrap.fill(r, 58) for r in run.data.captions[video_id][:2]]
+        said = textwrap.fill(predictions[video_id].caption, 58)
+        text = "\n".join([f"model: {said}", *(f"human: {r}" for r in references)])
+        row[-1].text(0, 0.5, text, va="center", fontsize=9, parse_math=False)
+    return figure

@@ -1,0 +1,188 @@
+"""Soft attention over frames: a BiLSTM encoder, additive attention, an LSTM decoder.
+
+    features (B, T, D) → projection (B, T, 2H) → BiLSTM over the frames that exist → memory (B, T, 2H)
+    word t: query = decoder state before the word → weights over frames → context → LSTM cell over
+            [word; context] → logits of the next word
+
+Sources: Bahdanau et al. 2015 (additive attention, section 3.1); Yao et al. 2015 (temporal attention for video);
+Xu et al. 2015 (initial state from the mean of the memory, section 3.1.2; the context also enters the word logits,
+equation 7).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from vcutils.config import ModelConfig
+from vcutils.dataset import Batch
+from vcutils.vocab import PAD
+
+State = tuple[Tensor, Tensor]  # hidden and cell state of the decoder, (B, K, H) each
+
+
+@dataclass
+class Memory:
+    """What the decoder may look at: B encoded clips."""
+
+    values: Tensor  # (B, T, C) encoded frames
+    keys: Tensor  # (B, T, A) the frames' part of the attention score, computed once per clip
+    mask: Tensor  # (B, T) bool, True on frames that exist
+
+    def select(self, rows: Tensor) -> "Memory":
+        """The memory of some clips, by row index."""
+        return Memory(self.values[rows], self.keys[rows], self.mask[rows])
+
+
+class Encoder(nn.Module):
+    """Frames (B, T, D) → encoded frames (B, T, 2H), zero where no frame exists."""
+
+    def __init__(self, config: ModelConfig, feature_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        width = 2 * config.encoder_dim
+        self.project = nn.Linear(feature_dim, width)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.encoder == "bilstm":
+            self.lstm = nn.LSTM(width, config.encoder_dim, batch_first=True, bidirectional=True)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""
+        frames = self.dropout(torch.relu(self.project(features)))
+        lengths = mask.sum(dim=1)
+        back = None
+        if self.config.frame_order == "shuffled":
+            frames, back = _shuffle(frames, lengths)
+        if self.config.encoder == "bilstm":
+            packed = pack_padded_sequence(frames, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            encoded, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1])
+            # The frame's own projection stays visible beside what the LSTM has seen around it.
+            frames = frames + encoded
+        if back is not None:  # attention weights are shown at the frames' true places
+            frames = frames.gather(1, back[:, :, None].expand_as(frames))
+        return frames * mask[:, :, None]
+
+
+def _shuffle(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Real frames (B, T, C) of each clip in random order, and the index (B, T) that undoes it."""
+    count = frames.shape[1]
+    keys = torch.rand(frames.shape[:2], device=frames.device)
+    position = torch.arange(count, device=frames.device)
+    keys = torch.where(position < lengths[:, None], keys, 2.0 + position)  # padding stays at the end
+    order = keys.argsort(dim=1)
+    return frames.gather(1, order[:, :, None].expand_as(frames)), order.argsort(dim=1)
+
+
+class AdditiveAttention(nn.Module):
+    """score = v · tanh(W_m m_t + W_h h); weights sum to 1 over real frames and are exactly 0 on padding."""
+
+    def __init__(self, config: ModelConfig, memory_dim: int) -> None:
+        super().__init__()
+        self.uniform = config.attention == "uniform"
+        self.keys = nn.Linear(memory_dim, config.attention_dim)
+        self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)
+        self.score = nn.Linear(config.attention_dim, 1, bias=False)
+
+    def forward(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context (B, K, C) and weights (B, K, T) for decoder states (B, K, H)."""
+        if self.uniform:
+            scores = torch.zeros(*hidden.shape[:2], memory.mask.shape[1], device=hidden.device)
+        else:
+            query = self.query(hidden)[:, :, None]  # (B, K, 1, A)
+            scores = self.score(torch.tanh(memory.keys[:, None] + query)).squeeze(-1)  # (B, K, T)
+        scores = scores.float().masked_fill(~memory.mask[:, None], float("-inf"))
+        weights = scores.softmax(dim=-1).to(memory.values.dtype)
+        return weights @ memory.values, weights
+
+
+class Decoder(nn.Module):
+    """One word at a time: attend, update the state, score the next word."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, memory_dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, config.embed_dim, padding_idx=PAD)
+        self.attention = AdditiveAttention(config, memory_dim)
+        self.cell = nn.LSTMCell(config.embed_dim + memory_dim, config.decoder_dim)
+        self.init_hidden = nn.Linear(memory_dim, config.decoder_dim)
+        self.init_cell = nn.Linear(memory_dim, config.decoder_dim)
+        self.mix = nn.Linear(config.decoder_dim + memory_dim, config.embed_dim)
+        self.words = nn.Linear(config.embed_dim, vocab_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def start(self, memory: Memory, count: int) -> State:
+        """The state before the first word, for `count` captions of each clip: (B, count, H) twice."""
+        mean = memory.values.sum(dim=1) / memory.mask.sum(dim=1, keepdim=True)  # values are zero on padding
+        hidden, cell = torch.tanh(self.init_hidden(mean)), torch.tanh(self.init_cell(mean))
+        return hidden[:, None].expand(-1, count, -1), cell[:, None].expand(-1, count, -1)
+
+    def step(self, embedded: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
+        """Read one embedded word per caption (B, K, E): the new state, the context (B, K, C) and the attention
+        weights (B, K, T) that the next word is said with.
+        """
+        context, weights = self.attention(state[0], memory)
+        inputs = torch.cat([embedded, context], dim=-1)
+        hidden, cell = self.cell(inputs.flatten(0, 1), (state[0].flatten(0, 1), state[1].flatten(0, 1)))
+        return (hidden.view_as(state[0]), cell.view_as(state[1])), context, weights
+
+    def logits(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """Word scores (…, V) from states (…, H) and contexts (…, C)."""
+        return self.words(self.dropout(torch.tanh(self.mix(torch.cat([hidden, context], dim=-1)))))
+
+
+class CaptionModel(nn.Module):
+    """Encoder and decoder together; `forward` is teacher forcing, the steps are for decoding."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.feature_dim = config, vocab_size, feature_dim
+        memory_dim = 2 * config.encoder_dim
+        self.encoder = Encoder(config, feature_dim)
+        self.decoder = Decoder(config, vocab_size, memory_dim)
+
+    def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
+        """Encode B clips once, for all their captions.
+
+        Raises ValueError when shapes do not fit features (B, T, D) and frame_mask (B, T), or a clip has no frame.
+        """
+        if features.ndim != 3 or features.shape[2] != self.feature_dim:
+            raise ValueError(f"features must be (B, T, {self.feature_dim}), are {tuple(features.shape)}")
+        if frame_mask.shape != features.shape[:2]:
+            raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
+        if not bool(frame_mask.any(dim=1).all()):
+            raise ValueError("a clip without a single frame cannot be encoded")
+        values = self.encoder(features, frame_mask)
+        return Memory(values, self.decoder.attention.keys(values), frame_mask)
+
+    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: logits (n, V) of the n real words, and weights (B, K, L, T).
+
+        `inputs` (B, K, L) are <start> and the words; the n positions are those of `inputs != <pad>` in row order.
+        Logits are computed once for the whole batch, and not at all for padding.
+        """
+        memory = self.encode(features, frame_mask)
+        embedded = self.decoder.dropout(self.decoder.embed(inputs))  # (B, K, L, E)
+        state = self.decoder.start(memory, inputs.shape[1])
+        hiddens, contexts, weights = [], [], []
+        for t in range(inputs.shape[2]):
+            state, context, weight = self.decoder.step(embedded[:, :, t], state, memory)
+            hiddens.append(state[0])
+            contexts.append(context)
+            weights.append(weight)
+        real = inputs != PAD
+        logits = self.decoder.logits(torch.stack(hiddens, 2)[real], torch.stack(contexts, 2)[real])
+        return logits, torch.stack(weights, 2)
+
+
+def caption_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0, inputs: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy per real word, in nats: the target at t is the input at t + 1, padding takes no part.
+
+    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay.
+    """
+    real = batch.targets != PAD
+    # <end> is a target and never an input; a position is real when its target is.
+    given = batch.inputs if inputs is None else inputs
+    given = given.masked_fill(~real, PAD)
+    logits, _ = model(batch.features, batch.frame_mask, given)
+    return functional.cross_entropy(logits.float(), batch.targets[real], label_smoothing=label_smoothing)

@@ -1,0 +1,422 @@
+"""The training loop, its schedule and its checkpoints, through Hugging Face accelerate.
+
+The same function serves one CPU, one GPU, many GPUs and many machines:
+
+    python -m vcutils train data/corpora/sample                                     one process
+    accelerate launch --num_processes 4 -m vcutils train CORPUS --run big           four GPUs
+    accelerate launch --num_machines 2 --machine_rank 0 --main_process_ip HOST … -m vcutils train CORPUS
+
+Every epoch ends with captions generated for the validation clips (free running, as at test time). Their CIDEr picks
+`best/`; the teacher-forced loss never does, and nothing of the test split is read.
+"""
+
+import csv
+import dataclasses
+import gc
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vcutils import metrics
+from vcutils.config import (
+    Config,
+    ModelConfig,
+    UserError,
+    from_dict,
+    replacing,
+    to_json,
+    write_text,
+)
+from vcutils.dataset import Batch, CaptionData, CaptionDataset, clip_batches, collate, make_loader
+from vcutils.decode import caption_clips
+from vcutils.model import CaptionModel, caption_loss
+from vcutils.vocab import PAD, Vocabulary
+
+VALIDATION_METRICS = ("Bleu", "CIDEr")
+LOG_FIELDS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_Bleu_4",
+    "val_CIDEr",
+    "seconds",
+    "words_per_second",
+)
+
+
+def lr_factor(epoch: float, warmup_epochs: float, epochs: int) -> float:
+    """Share of the peak learning rate at a (fractional) epoch: linear warm-up, then cosine to zero."""
+    if epoch < warmup_epochs:
+        return epoch / warmup_epochs
+    progress = (epoch - warmup_epochs) / max(1e-9, epochs - warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def find_batch_size(try_batch: Callable[[int], Any], upper: int) -> int:
+    """The largest batch size up to `upper` for which `try_batch(size)` does not run out of GPU memory.
+
+    Doubles until it fails, then halves the gap. Raises UserError when not even one clip fits.
+    """
+
+    def fits(size: int) -> bool:
+        try:
+            try_batch(size)
+            return True
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    good, size, bad = 0, 1, upper + 1
+    while size < bad:
+        if fits(size):
+            good, size = size, min(2 * size, upper) if size < upper else bad
+        else:
+            bad = size
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    if good == 0:
+        raise UserError("not even one clip fits into the GPU's memory: lower captions_per_clip or the model's sizes")
+    return good
+
+
+def precision_for(setting: str, device: torch.device) -> str:
+    """Accelerate's mixed_precision value: `auto` is bf16 (or fp16 on older GPUs) on CUDA and fp32 elsewhere."""
+    if setting != "auto":
+        return setting
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def sampled_inputs(model: torch.nn.Module, batch: Batch, share: float) -> Tensor:
+    """Input words (B, K, L) of which `share` are the model's own guesses (scheduled sampling).
+
+    Bengio et al. 2015, in the two-pass form of Mihaylova & Martins 2019: guesses come from one teacher-forced pass.
+    """
+    real = batch.targets != PAD
+    with torch.no_grad():
+        logits, _ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, PAD))
+    guesses = torch.zeros_like(batch.targets)
+    guesses[real] = logits.argmax(dim=-1)
+    inputs = batch.inputs.clone()
+    own = torch.rand((*inputs.shape[:2], inputs.shape[2] - 1), device=inputs.device) < share
+    inputs[:, :, 1:] = torch.where(own & real[:, :, 1:], guesses[:, :, :-1], inputs[:, :, 1:])
+    return inputs
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; written with every checkpoint."""
+
+    epoch: int = 0  # epochs that are complete
+    step: int = 0  # optimizer steps taken
+    best: float = -1.0
+    best_epoch: int = 0
+    rows: list[dict] = dataclasses.field(default_factory=list)
+
+
+class Trainer:
+    """One run: `fit()` trains it, `history` is its log."""
+
+    def __init__(self, run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True):
+        self.run, self.config, self.data, self.show = Path(run), config, data, progress
+        settings = config.train
+        torch.manual_seed(settings.seed)
+        self.accelerator = Accelerator(
+            mixed_precision=precision_for(settings.precision, Accelerator().device),
+            gradient_accumulation_steps=settings.accumulation,
+        )
+        self.model = CaptionModel(config.model, len(data.vocabulary), data.store.dim)
+        batch_size = settings.batch_size
+        if settings.find_batch_size and self.accelerator.device.type == "cuda":
+            batch_size = find_batch_size(self._try_batch, batch_size)
+            self.model = CaptionModel(config.model, len(data.vocabulary), data.store.dim)
+        self.dataset = self._dataset("train", settings.captions_per_clip)
+        loader = make_loader(self.dataset, batch_size, shuffle=True, num_workers=settings.num_workers)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.wrapped, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
+        self.validation = self._dataset("val", None)
+        self.references = metrics.References({i: data.captions[i] for i in self.validation.ids})
+        self.progress = _Progress()
+        if resume:
+            self._load_state()
+        elif self.accelerator.is_main_process and (self.run / "last").exists():
+            (self.run / "last" / "resume.safetensors").unlink(missing_ok=True)
+
+    def _dataset(self, split: str, captions_per_clip: int | None) -> CaptionDataset:
+        settings, data = self.config.train, self.data
+        return CaptionDataset(
+            data.store,
+            data.captions,
+            data.splits[split],
+            data.vocabulary,
+            captions_per_clip,
+            settings.max_length,
+            settings.seed,
+            settings.shuffle_features,
+        )
+
+    def _try_batch(self, size: int) -> None:
+        """Forward and backward of the most expensive batch of `size` clips."""
+        settings, store = self.config.train, self.data.store
+        model = CaptionModel(self.config.model, len(self.data.vocabulary), store.dim).to(self.accelerator.device)
+        longest = max((store[i] for i in self.data.splits["train"][:256]), key=len)
+        words = [[1] + [4] * settings.max_length + [2]] * settings.captions_per_clip
+        batch = collate([("longest", longest, words)] * size).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            loss = caption_loss(model, batch)
+        loss.backward()
+
+    @property
+    def history(self) -> list[dict]:
+        """One dict per epoch, as in log.csv."""
+        return self.progress.rows
+
+    def best_row(self) -> dict | None:
+        """The history's row of the epoch that best/ holds; None before the first."""
+        return next((row for row in self.history if row["epoch"] == self.progress.best_epoch), None)
+
+    def fit(self) -> list[dict]:
+        """Train to the end (or to max_minutes, or until patience runs out) and return the history."""
+        settings, started = self.config.train, monotonic()
+        if self.accelerator.is_main_process:
+            where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
+            write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
+        bar = tqdm(
+            total=settings.epochs * len(self.loader),
+            initial=self.progress.epoch * len(self.loader),
+            desc=f"train {self.run.name}",
+            unit="batch",
+            disable=not (self.show and self.accelerator.is_main_process),
+            leave=False,
+        )
+        stop = False
+        while self.progress.epoch < settings.epochs and not stop:
+            row = self._epoch(bar, started)
+            if row is None:  # out of time within an epoch; what the epoch learned is kept
+                self._save_last()
+                break
+            stop = self._end_epoch(row)
+            bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
+        bar.close()
+        if self.accelerator.is_main_process and not (self.run / "best").exists():
+            self._save_model("best")
+        self.accelerator.wait_for_everyone()
+        return self.history
+
+    def _epoch(self, bar: tqdm, started: float) -> dict | None:
+        """One pass over the training clips; None when max_minutes ran out on the way."""
+        settings, epoch, begun = self.config.train, self.progress.epoch, monotonic()
+        self.dataset.epoch = epoch
+        share = settings.scheduled_sampling * epoch / max(1, settings.epochs - 1)
+        self.wrapped.train()
+        total, words, lr = 0.0, 0, 0.0
+        for number, batch in enumerate(self.loader):
+            with self.accelerator.accumulate(self.wrapped):
+                lr = settings.lr * lr_factor(
+                    epoch + (number + 1) / len(self.loader), settings.warmup_epochs, settings.epochs
+                )
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                with self.accelerator.autocast():
+                    inputs = sampled_inputs(self.wrapped, batch, share) if share else None
+                    loss = caption_loss(self.wrapped, batch, settings.label_smoothing, inputs)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip_norm)
+                    self.progress.step += 1
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+            count = int((batch.targets != PAD).sum())
+            total, words = total + float(loss.detach()) * count, words + count
+            bar.update()
+            if settings.max_minutes and monotonic() - started > 60 * settings.max_minutes:
+                return None
+        seconds = monotonic() - begun
+        return {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train_loss": total / words,
+            "seconds": round(seconds, 2),
+            "words_per_second": round(words / seconds),
+        }
+
+    def _end_epoch(self, row: dict) -> bool:
+        """Validate, log, save; True when training should stop early."""
+        settings, progress = self.config.train, self.progress
+        progress.epoch += 1
+        if self.accelerator.is_main_process:
+            row |= self.validate()
+            progress.rows.append(row)
+            self._write_log()
+            if row["val_CIDEr"] > progress.best:
+                progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
+                self._save_model("best")
+            if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
+                self._save_last()
+        shared = broadcast_object_list([row, progress.best_epoch])
+        row.update(shared[0])
+        progress.best_epoch = shared[1]
+        stop = bool(settings.patience) and progress.epoch - progress.best_epoch >= settings.patience
+        if stop and self.accelerator.is_main_process:
+            self._save_last()
+        return stop
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Teacher-forced loss and the scores of free-running captions on the validation clips."""
+        model, settings = self.model, self.config.train
+        model.eval()
+        total, words = 0.0, 0
+        for batch in make_loader(self.validation, settings.batch_size):
+            batch = batch.to(self.accelerator.device)
+            count = int((batch.targets != PAD).sum())
+            total, words = total + float(caption_loss(model, batch)) * count, words + count
+        captions = self.captions(self.validation)
+        scores = self.references.score(captions, VALIDATION_METRICS)
+        return {"val_loss": total / words, "val_Bleu_4": scores["Bleu_4"], "val_CIDEr": scores["CIDEr"]}
+
+    def captions(self, dataset: CaptionDataset) -> dict[str, str]:
+        """Free-running captions of a dataset's clips, from the features that it gives them."""
+        sources = [dataset.source[i] for i in dataset.ids]
+        batches = clip_batches(self.data.store, sources, 64)
+        found = caption_clips(self.model, self.data.vocabulary, batches, self.config.decode)
+        return {i: hypotheses[0].caption for i, (_, hypotheses) in zip(dataset.ids, found, strict=True)}
+
+    def _write_log(self) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.progress.rows)
+        write_text(self.run / "log.csv", text.getvalue())
+
+    def _save_model(self, name: str) -> None:
+        save_model(self.run / name, self.model, self.config.model, self.data)
+
+    def _save_last(self) -> None:
+        """last/: the model for use, and one file with everything that a resumed run needs."""
+        if not self.accelerator.is_main_process:
+            return
+        self._save_model("last")
+        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        for n, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{n}.{slot}": value for slot, value in slots.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        if self.accelerator.scaler is not None:
+            tensors["scaler"] = torch.tensor([self.accelerator.scaler.get_scale()])
+        state = {"progress": json.dumps(dataclasses.asdict(self.progress)), "config": to_json(self.config)}
+        with replacing(self.run / "last" / "resume.safetensors") as temporary:
+            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, metadata=state)
+
+    def _load_state(self) -> None:
+        path = self.run / "last" / "resume.safetensors"
+        if not path.is_file():
+            return  # nothing was saved yet: the run starts at its beginning
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a checkpoint ({error}); delete it to train from the start") from error
+        saved = json.loads(metadata["config"])["model"]
+        if saved != dataclasses.asdict(self.config.model):
+            raise UserError(f"{path}: was trained with other model settings ({saved}); use another --run")
+        self.progress = _Progress(**json.loads(metadata["progress"]))
+        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        load_weights(self.model, weights, path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, slot = name.split(".")
+                state.setdefault(int(number), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["rng.cpu"])
+        if torch.cuda.is_available() and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        if self.accelerator.scaler is not None and "scaler" in tensors:
+            self.accelerator.scaler.update(float(tensors["scaler"]))
+
+
+def train(run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True) -> list[dict]:
+    """Train a run into the folder `run` and return its history, one dict per epoch (see log.csv)."""
+    return Trainer(run, config, data, resume, progress).fit()
+
+
+def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: CaptionData) -> None:
+    """model.safetensors, config.json and vocab.json: all that captions need, no pickle."""
+    data.vocabulary.save(folder / "vocab.json")
+    about = {
+        "model": dataclasses.asdict(config),
+        "vocab_size": model.vocab_size,
+        "feature_dim": model.feature_dim,
+        "corpus": data.root.name,
+        "features": data.store.folder.name,
+    }
+    write_text(folder / "config.json", json.dumps(about, indent=2))
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file({n: t.contiguous().cpu() for n, t in model.state_dict().items()}, temporary)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[CaptionModel, Vocabulary, dict]:
+    """(model, vocabulary, config.json as a dict) of a best/ or last/ folder.
+
+    Raises UserError that names what is missing or does not fit.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "model.safetensors")
+        model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no trained model; run notebook 03 or `python -m vcutils train CORPUS`") from error
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a trained model ({error}); train again") from error
+    vocabulary = Vocabulary.load(folder / "vocab.json")
+    if len(vocabulary) != model.vocab_size:
+        raise UserError(f"{folder}: vocab.json has {len(vocabulary)} words, the model {model.vocab_size}")
+    load_weights(model, weights, folder / "model.safetensors")
+    return model.to(device).eval(), vocabulary, about
+
+
+def load_weights(model: CaptionModel, weights: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model. Raises UserError with the first tensor that does not fit."""
+    for name, tensor in model.state_dict().items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            found = tuple(weights[name].shape) if name in weights else "missing"
+            raise UserError(f"{path}: {name} must be {tuple(tensor.shape)}, is {found}; is it of another run?")
+    model.load_state_dict(weights)
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """log.csv as a list of dicts of numbers."""
+    with open(Path(run) / "log.csv", newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """config.json of a run. Raises UserError when the folder is not a run."""
+    path = Path(run) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>") from error

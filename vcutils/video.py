@@ -1,0 +1,127 @@
+"""A clip becomes uniformly sampled RGB frames with timestamps.
+
+Decoding is sequential: seeking is not exact in most files, and the frame count in a header is only a claim. Frames
+are taken at the centres of `num_frames` equal parts (Wang et al. 2016, Temporal Segment Networks, section 3.1) of
+what really decodes.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # broken clips are reported by us, once, with their name
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+import cv2
+
+from vcutils.config import UserError
+
+
+class VideoError(UserError):
+    """A clip that cannot be decoded; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Sampled frames of one clip."""
+
+    images: list[Any]  # T times (height, width, 3) uint8 RGB, or what `each` made of it
+    indices: list[int]  # position of each frame in the clip, 0-based
+    timestamps: list[float]  # seconds from the clip's start
+    fps: float  # frames per second by the header
+    decoded: int  # frames that really decode, whatever the header claims
+
+    @property
+    def duration(self) -> float:
+        """Length of the clip in seconds, by the frames that decode."""
+        return self.decoded / self.fps
+
+
+def frame_indices(total: int, num_frames: int) -> list[int]:
+    """Centres of `num_frames` equal parts of `total` frames; every frame once when there are fewer."""
+    count = min(total, num_frames)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def sample_frames(path: Path, num_frames: int, each: Callable[[np.ndarray], Any] | None = None) -> Frames:
+    """Decode up to `num_frames` RGB frames, evenly spread; a short clip gives fewer, never padding.
+
+    `each` is applied to every sampled frame at once, so that only its results are held in memory. Raises VideoError
+    for a missing, unreadable or empty file.
+    """
+    claimed = _header_frames(path)
+    frames = _decode(path, frame_indices(claimed, num_frames) if claimed > 0 else [], each)
+    if frames.decoded != claimed:  # the header lied: now the true count is known
+        frames = _decode(path, frame_indices(frames.decoded, num_frames), each)
+    return frames
+
+
+def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> list[np.ndarray]:
+    """The frames at given positions (as noted in the manifest), RGB uint8, optionally scaled to a height in pixels."""
+
+    def scaled(frame: np.ndarray) -> np.ndarray:
+        if height is None:
+            return frame
+        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+    return _decode(path, list(indices), scaled).images
+
+
+def unreadable_clips(clips: Mapping[str, Path]) -> dict[str, str]:
+    """The reason for every clip of which not even the first frame decodes."""
+    reasons = {}
+    for video_id, path in clips.items():
+        try:
+            _decode(path, [0], None, stop_after_last=True)
+        except VideoError as error:
+            reasons[video_id] = str(error)
+    return reasons
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such clip")
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise VideoError(f"{path}: not a video that can be decoded; play it, or convert it to MP4 (H.264)")
+    return capture
+
+
+def _header_frames(path: Path) -> int:
+    capture = _open(path)
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
+
+
+def _decode(path: Path, wanted: list[int], each: Callable | None, stop_after_last: bool = False) -> Frames:
+    """One sequential pass: keep the frames at `wanted` positions, count all."""
+    capture = _open(path)
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        fps = fps if np.isfinite(fps) and fps > 0 else 25.0
+        targets, images, indices, timestamps = set(wanted), [], [], []
+        count = 0
+        while capture.grab():
+            if count in targets:
+                milliseconds = capture.get(cv2.CAP_PROP_POS_MSEC)
+                ok, bgr = capture.retrieve()
+                if ok:
+                    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+                    images.append(each(rgb) if each else rgb)
+                    indices.append(count)
+                    # Containers without time stamps report 0 or less for every frame.
+                    timestamps.append(milliseconds / 1000 if milliseconds > 0 else count / fps)
+            count += 1
+            if stop_after_last and len(images) == len(targets):
+                break
+    finally:
+        capture.release()
+    if count == 0 or (wanted and not images and count > max(wanted)):
+        raise VideoError(f"{path}: no frame decodes; the file is empty, cut or not a video")
+    return Frames(images, indices, timestamps, fps, count)

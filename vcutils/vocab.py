@@ -1,0 +1,94 @@
+"""Captions become words, and words become numbers.
+
+The vocabulary is counted on the training split alone: a word that only test captions use is unknown to the model,
+and pretending otherwise would be looking at the answers.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from vcutils.config import UserError, write_text
+
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+PAD, START, END, UNK = range(4)
+
+
+@cache
+def _tokenizer():
+    from nltk.tokenize import NLTKWordTokenizer  # the class behind word_tokenize; needs no downloaded data
+
+    return NLTKWordTokenizer()
+
+
+def tokenize(caption: str) -> list[str]:
+    """Lower-cased words of a caption in any language, contractions split (`don't` -> `do n't`), punctuation dropped."""
+    return [word for word in _tokenizer().tokenize(caption.lower()) if any(c.isalnum() for c in word)]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words in index order; `<pad>` is 0, then `<start>`, `<end>`, `<unk>`."""
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...]  # occurrences in the training split; 0 for the four special words
+    index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.words[:4] != SPECIALS or len(self.words) != len(self.counts):
+            raise UserError(f"vocabulary: must begin with {' '.join(SPECIALS)} and hold one count per word")
+        object.__setattr__(self, "index", {word: i for i, word in enumerate(self.words)})
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, caption: str, max_length: int | None = None) -> list[int]:
+        """`<start>` words `<end>` as indices; unknown words become `<unk>`, more than max_length words are cut."""
+        words = tokenize(caption)[:max_length]
+        return [START, *(self.index.get(word, UNK) for word in words), END]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Words of indices up to `<end>`, without the other special words but `<unk>`."""
+        words = []
+        for i in ids:
+            if i == END:
+                break
+            if i not in (PAD, START):
+                words.append(self.words[i])
+        return words
+
+    def save(self, path: Path) -> None:
+        """Write as JSON: words in index order with their counts."""
+        write_text(path, json.dumps({"words": self.words, "counts": self.counts}, ensure_ascii=False, indent=0))
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """Read what save wrote. Raises UserError for anything else."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(tuple(data["words"]), tuple(data["counts"]))
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no vocabulary; run notebook 02 or `python -m vcutils vocab CORPUS`") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a vocabulary ({error}); build it again") from error
+
+
+def build_vocabulary(captions: Mapping[str, list[str]], train_ids: Iterable[str], min_count: int) -> Vocabulary:
+    """Words of the training clips that occur at least `min_count` times, most frequent first.
+
+    Raises UserError when no word is that frequent.
+    """
+    counter = Counter(word for i in train_ids for caption in captions[i] for word in tokenize(caption))
+    kept = sorted(((w, c) for w, c in counter.items() if c >= min_count), key=lambda item: (-item[1], item[0]))
+    if not kept:
+        raise UserError(f"vocabulary: no word occurs {min_count} times in the training captions; lower min_count")
+    return Vocabulary((*SPECIALS, *(w for w, _ in kept)), (0, 0, 0, 0, *(c for _, c in kept)))
+
+
+def oov_rate(vocabulary: Vocabulary, captions: Mapping[str, list[str]], ids: Iterable[str]) -> float:
+    """Share of the words of these clips' captions that the vocabulary does not know."""
+    words = [word for i in ids for caption in captions[i] for word in tokenize(caption)]
+    return sum(word not in vocabulary.index for word in words) / max(1, len(words))
