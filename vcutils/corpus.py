@@ -1,22 +1,26 @@
 """Where clips, captions and splits come from.
 
 A corpus is a folder that anyone can bring: `videos/` (or `YouTubeClips/`), `captions.txt` (or
-`AllVideoDescriptions.txt`), optionally `splits.json` and `features/<name>/<id>.npy`. It is only ever read.
+`AllVideoDescriptions.txt`, MSVD's raw CSV, MSR-VTT's `videodatainfo.json`, a COCO-style caption JSON), optionally
+`splits.json` and `features/<name>/<id>.npy`. It is only ever read.
 """
 
+import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from vcutils.config import Config, UserError, write_text
 
 VIDEO_DIRS = ("videos", "YouTubeClips")
-CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt")
+CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json")
+NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 SPLITS = ("train", "val", "test")
 Splits = dict[str, list[str]]
@@ -29,7 +33,7 @@ class Corpus:
     root: Path
     clips: dict[str, Path]  # id -> video file
     captions: dict[str, list[str]]  # id -> captions, in the file's order
-    own_splits: Splits | None = None  # the corpus' splits.json
+    own_splits: Splits | None = None  # the corpus' splits.json, or the split that its caption file holds
     features: dict[str, Path] = field(default_factory=dict)  # name -> folder of <id>.npy that the corpus brings
     problems: list[str] = field(default_factory=list)  # what was passed over, one line each
 
@@ -56,15 +60,15 @@ def open_corpus(root: Path) -> Corpus:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
     problems: list[str] = []
-    caption_file = next((root / n for n in CAPTION_FILES if (root / n).is_file()), None)
-    if caption_file is None:
-        raise UserError(f"{root}: no {' or '.join(CAPTION_FILES)}; write one '<video_id> <caption>' per line")
+    caption_file = find_caption_file(root)
     captions = read_captions(caption_file, problems)
+    own = msrvtt_splits(caption_file) if caption_file.suffix == ".json" else None
     clips = find_clips(root, problems)
     feature_dirs = {p.name: p for p in sorted((root / "features").glob("*")) if p.is_dir()}
     if not clips and not feature_dirs:
         raise UserError(f"{root}: no clips in {' or '.join(VIDEO_DIRS)}/ and no features/<name>/*.npy")
-    own = read_splits(root / "splits.json") if (root / "splits.json").is_file() else None
+    if (root / "splits.json").is_file():
+        own = read_splits(root / "splits.json")
     corpus = Corpus(root, clips, captions, own, feature_dirs, problems)
     usable = set(corpus.usable)
     if not usable:
@@ -99,25 +103,91 @@ def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
     return clips
 
 
-def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, list[str]]:
-    """Captions by video id from lines `<video_id> <caption>`; lines that begin with # are comments.
+def find_caption_file(root: Path) -> Path:
+    """The caption file of a corpus folder: one of CAPTION_FILES, else its only .csv or .json.
 
-    Lines without a caption go to `problems`. Raises UserError when nothing is left.
+    Raises UserError when there is none, or more than one to choose from.
     """
+    for name in CAPTION_FILES:
+        if (root / name).is_file():
+            return root / name
+    others = [p for p in sorted(root.iterdir()) if p.suffix in (".csv", ".json") and p.name not in NOT_CAPTIONS]
+    if len(others) > 1:
+        raise UserError(f"{root}: {', '.join(p.name for p in others)}: which holds the captions? Name it captions.txt")
+    if not others:
+        raise UserError(f"{root}: no {' or '.join(CAPTION_FILES)}; write one '<video_id> <caption>' per line")
+    return others[0]
+
+
+def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, list[str]]:
+    """Captions by video id.
+
+    By suffix: .json (MSR-VTT or COCO), .csv (MSVD's raw corpus), else lines `<video_id> <caption>`. What cannot be
+    read goes to `problems`, a line each. Raises UserError when nothing is left.
+    """
+    problems = [] if problems is None else problems
+    if path.suffix == ".json":
+        pairs = _json_captions(path)
+    else:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="" if path.suffix == ".csv" else None) as file:
+            pairs = list((_csv_captions if path.suffix == ".csv" else _line_captions)(path.name, file, problems))
     captions: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8-sig", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.strip()
-            if not line or line.startswith("#"):
-                continue
-            video_id, _, caption = line.replace("\t", " ").partition(" ")
-            if caption := caption.strip():
-                captions.setdefault(video_id, []).append(caption)
-            elif problems is not None:
-                problems.append(f"{path.name}:{number}: no caption after the id {video_id!r}")
+    for video_id, caption in pairs:
+        if caption := " ".join(caption.split()):
+            captions.setdefault(video_id, []).append(caption)
+        else:
+            problems.append(f"{path.name}: an empty caption of {video_id!r}")
     if not captions:
         raise UserError(f"{path}: no captions in it; write one '<video_id> <caption>' per line")
     return captions
+
+
+def _line_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(file, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        video_id, *caption = line.split(maxsplit=1)
+        if caption:
+            yield video_id, caption[0]
+        else:
+            problems.append(f"{name}:{number}: no caption after the id {video_id!r}")
+
+
+def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """English rows of MSVD's raw corpus: VideoID, Start, End, …, Language, Description."""
+    rows = csv.DictReader(file)
+    if missing := {"VideoID", "Start", "End", "Language", "Description"} - set(rows.fieldnames or ()):
+        raise UserError(f"{name}: not MSVD's raw corpus, the column(s) {', '.join(sorted(missing))} are missing")
+    for row in rows:
+        if row["Language"] == "English" and (row["Description"] or "").strip():
+            yield f"{row['VideoID']}_{row['Start']}_{row['End']}", row["Description"]
+        elif row["Language"] == "English":
+            problems.append(f"{name}:{rows.line_num}: no caption")
+
+
+def _json_captions(path: Path) -> list[tuple[str, str]]:
+    """Captions of MSR-VTT ({"sentences": [{video_id, caption}]}) or COCO ({"images": …, "annotations": …})."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if "sentences" in data:
+            return [(s["video_id"], s["caption"]) for s in data["sentences"]]
+        names = {image["id"]: Path(image.get("file_name", str(image["id"]))).stem for image in data["images"]}
+        return [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: neither MSR-VTT's videodatainfo.json nor a COCO caption file ({type(error).__name__}: {error})"
+        ) from error
+
+
+def msrvtt_splits(path: Path) -> Splits | None:
+    """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
+    videos = json.loads(path.read_text(encoding="utf-8-sig")).get("videos", [])
+    splits: Splits = {s: [] for s in SPLITS}
+    for video in videos:
+        if (split := {"validate": "val"}.get(video.get("split"), video.get("split"))) in splits:
+            splits[split].append(video["video_id"])
+    return splits if all(splits.values()) else None
 
 
 def read_splits(path: Path) -> Splits:
@@ -148,7 +218,7 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
     """
     usable = corpus.usable
     if corpus.own_splits is not None:
-        splits, origin = corpus.own_splits, "the corpus' splits.json"
+        splits, origin = corpus.own_splits, "the corpus itself"
     elif (official := msvd_splits(usable)) is not None:
         splits, origin = official, "MSVD's official 1,200/100/670"
     else:

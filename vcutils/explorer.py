@@ -1,13 +1,41 @@
-"""The interactive view: step through a caption's words and see which frames each one was read from."""
+"""The interactive view: step through a caption's words, see the frames each was said from, and hide frames to test it.
 
-import io
-from collections.abc import Sequence
+Live in a notebook it is made of ipywidgets. A frame's picture is sent once per clip; a word is a few style rules over
+those pictures, shown by a Stack that is linked to the slider in the browser, so that a step needs no kernel. The page
+that `save` writes (see page.py) shows the same without any kernel.
+"""
+
+import dataclasses
+import difflib
+import html
+import tempfile
+import unicodedata
+import uuid
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 
-from vcutils.attention import check_alignment, plot_filmstrip
+from vcutils.config import DecodeConfig, UserError
+from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.decode import Hypothesis
+from vcutils.evaluate import Run
+from vcutils.page import View, corpus_clip, data_uri, file_clip, jpeg, save_page, with_captions
+
+UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
+HINT = (
+    "Click frames (or choose a time) to hide them from the model: it looks again, and says what it says without them."
+)
+STYLE = files("vcutils").joinpath("page.live.html").read_text(encoding="utf-8")
+
+
+def explore(run: Run, video_id: str | None = None) -> "Explorer":
+    """The live explorer on a run, opened at one clip (default: the first of the test split)."""
+    return Explorer(run, video_id)
 
 
 def explore_words(
@@ -15,29 +43,281 @@ def explore_words(
 ) -> widgets.VBox:
     """Play button and slider over the words of one caption, the frames lit by their attention weights (L, T).
 
-    All pictures are rendered beforehand and linked in the browser: a step needs no kernel. Raises ValueError when
+    Everything is rendered beforehand and linked in the browser: a step needs no kernel. Raises ValueError when
     words, weights, timestamps and thumbnails do not fit together.
     """
-    check_alignment(hypothesis.words, hypothesis.attention, timestamps)
-    if len(thumbnails) != len(timestamps):
-        raise ValueError(f"{len(thumbnails)} thumbnails do not fit {len(timestamps)} frames")
-    last = len(hypothesis.words) - 1
-    pictures = [
-        widgets.Image(value=_png(plot_filmstrip(word, row, timestamps, thumbnails)), format="png")
-        for word, row in zip(hypothesis.words, hypothesis.attention, strict=True)
-    ]
-    for picture in pictures:
-        picture.layout.max_width = "100%"
-    stack = widgets.Stack(pictures, selected_index=0)
-    slider = widgets.IntSlider(min=0, max=last, description="word", continuous_update=True)
-    play = widgets.Play(min=0, max=last, interval=900)
-    widgets.jslink((play, "value"), (slider, "value"))
-    widgets.jslink((slider, "value"), (stack, "selected_index"))
-    heading = widgets.Label(f"{title}: {hypothesis.caption}" if title else hypothesis.caption)
-    return widgets.VBox([heading, widgets.HBox([play, slider]), stack])
+    view = View(title, timestamps, [hypothesis], thumbnails)
+    view.check()
+    tiles = "".join(f'<span class="vc-frame vc-p{i} vc-f{i}">{label}</span>' for i, label in enumerate(view.labels))
+    box = widgets.VBox(
+        [
+            widgets.HTML(STYLE + pictures_css(view, scope := _scope()) + f"<b>{html.escape(title)}</b>"),
+            Player(view, hypothesis, scope),
+            widgets.HTML(f'<div class="vc-strip">{tiles}</div>'),
+            widgets.HTML(heatmap_html(view, hypothesis)),
+        ]
+    )
+    return _classes(box, "vcx", scope)
 
 
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()
+class Player(widgets.VBox):
+    """The words of one caption as buttons, Play and slider, and the frames that each word was said from."""
+
+    def __init__(self, view: View, hypothesis: Hypothesis, scope: str, word: int = 0) -> None:
+        last = len(hypothesis.words) - 1
+        self.words = widgets.ToggleButtons(
+            options=[(text, i) for i, text in enumerate(hypothesis.words)], index=word, style={"button_width": "auto"}
+        )
+        _classes(self.words, "vc-words", *(["vc-rtl"] if _right_to_left(hypothesis.caption) else []))
+        self.play = widgets.Play(min=0, max=last, value=word, interval=1000)
+        self.slider = widgets.IntSlider(min=0, max=last, value=word, description="word", readout=False)
+        self.stack = widgets.Stack(
+            [widgets.HTML(word_html(view, hypothesis, i, scope)) for i in range(last + 1)], selected_index=word
+        )
+        self.links = [
+            widgets.jslink((self.slider, "value"), other)
+            for other in ((self.play, "value"), (self.words, "index"), (self.stack, "selected_index"))
+        ]
+        self.stack.layout.min_height = "225px"  # the page below must not jump while a word is exchanged
+        super().__init__([self.words, widgets.HBox([self.play, self.slider]), self.stack])
+
+    def discard(self) -> None:
+        """Free the widgets of a caption that is no longer shown, in the kernel and in the browser."""
+        for widget in (*self.links, *self.stack.children, self.words, self.play, self.slider, self.stack, self):
+            widget.close()
+
+
+class Explorer(widgets.VBox):
+    """Choose or upload a clip, step through its captions, hide frames and see what the model says without them.
+
+    Bad clips give a message in the widget. `save` writes what is shown as one HTML page.
+    """
+
+    def __init__(
+        self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None, split: str = "test"
+    ) -> None:
+        super().__init__()
+        self.run, self.decode = run, decode or DecodeConfig(beam_size=5)
+        self.original: View | None = None  # the clip with all its frames
+        self.shown: View | None = None  # the same, without the frames that are hidden
+        self._features = torch.empty(0)
+        self._quiet = False  # True while the program itself sets many widgets at once
+        self._scope = _scope()
+        ids = list(dict.fromkeys([*([video_id] if video_id else []), *run.data.splits[split]]))
+        self.clip = widgets.Dropdown(options=ids, description="clip")
+        self.upload = widgets.FileUpload(accept=",".join(VIDEO_SUFFIXES), description="own clip")
+        self.message, self.pictures, self.effect, self.heatmap = (widgets.HTML() for _ in range(4))
+        self.player: Player | None = None
+        self.place = widgets.VBox()
+        self.frames = _classes(widgets.Box(), "vc-strip")
+        self.span = widgets.SelectionRangeSlider(options=[("", 0)], description="from – to", continuous_update=False)
+        self.hide = widgets.Button(description="hide this time", icon="eye-slash")
+        self.show_all = widgets.Button(description="show all", icon="eye")
+        self.beams = widgets.RadioButtons(layout={"width": "auto"})
+        self.children = [
+            self.pictures, widgets.HBox([self.clip, self.upload]), self.message, self.place,
+            widgets.HTML(f'<div class="vc-quiet">{HINT}</div>'), self.frames,
+            widgets.HBox([self.span, self.hide, self.show_all]), self.effect, self.heatmap,
+            widgets.HTML('<div class="vc-quiet">Captions the model weighed, with their scores:</div>'), self.beams,
+        ]  # fmt: skip
+        _classes(self, "vcx", self._scope)
+        self.clip.observe(lambda _: self.show_clip(self.clip.value), "value")
+        self.upload.observe(self._on_upload, "value")
+        self.beams.observe(lambda _: self._quiet or self._show_caption(), "index")
+        self.hide.on_click(
+            lambda _: self.hide_frames(self.hidden | set(range(self.span.index[0], self.span.index[1] + 1)))
+        )
+        self.show_all.on_click(lambda _: self.hide_frames(()))
+        self.show_clip(self.clip.value)
+
+    @property
+    def hidden(self) -> set[int]:
+        """The frames that are hidden now."""
+        return {i for i, frame in enumerate(self.frames.children) if frame.value}
+
+    def show_clip(self, video_id: str) -> None:
+        """Show a clip of the run's corpus."""
+        try:
+            self._open(*corpus_clip(self.run, video_id))
+        except UserError as error:
+            self._say(str(error))
+
+    def show_file(self, path: Path | str, title: str | None = None) -> None:
+        """Show any video file; the way for files that are too large to upload."""
+        self._say("reading the clip …")
+        try:
+            self._open(*file_clip(self.run, Path(path), title))
+        except UserError as error:
+            self._say(str(error).replace(f"{path}: ", f"{title or path}: "))
+
+    def hide_frames(self, frames: Collection[int]) -> None:
+        """Hide exactly these frames, and caption the clip again without them."""
+        self._quiet = True
+        for i, frame in enumerate(self.frames.children):
+            frame.value = i in frames
+        self._quiet = False
+        self._recaption()
+
+    def save(self, path: Path | str, video_ids: Sequence[str] = ()) -> Path:
+        """Write the clip that is shown as one HTML page, beside it the same without the hidden frames, if any are.
+
+        `video_ids` adds more clips of the corpus to the page. Raises UserError when nothing is shown, or an id is
+        not known.
+        """
+        if self.original is None or self.shown is None:
+            raise UserError("the explorer shows no clip yet: nothing to save")
+        more = [corpus_clip(self.run, i) for i in video_ids if i != self.original.title]
+        views = [self.original]
+        if count := len(self.shown.hidden):
+            views.append(dataclasses.replace(self.shown, title=f"{self.shown.title} ({count} frames hidden)"))
+        views += [with_captions(self.run, view, features, self.decode) for view, features in more]
+        return save_page(path, views)
+
+    def _open(self, view: View, features: torch.Tensor) -> None:
+        view = with_captions(self.run, view, features, self.decode)
+        self.original = self.shown = view
+        self._features = features
+        self.pictures.value = STYLE + pictures_css(view, self._scope)
+        self._say(view.note)
+        old = self.frames.children
+        tips = [f"hide or show {label}" for label in view.labels]
+        self.frames.children = [
+            _classes(widgets.ToggleButton(description=label, tooltip=tip), "vc-frame", f"vc-p{i}", f"vc-f{i}")
+            for i, (label, tip) in enumerate(zip(view.labels, tips, strict=True))
+        ]
+        for frame in self.frames.children:
+            frame.observe(lambda _: self._quiet or self._recaption(), "value")
+        for frame in old:
+            frame.close()
+        self.span.options = [(label, i) for i, label in enumerate(view.labels)]
+        self.span.index = (0, len(view.labels) - 1)
+        self._show_beams()
+
+    def _recaption(self) -> None:
+        if self.original is None:
+            return
+        hidden = self.hidden
+        if len(hidden) == len(self.original.timestamps):
+            self._say("At least one frame must stay visible: the caption below is the one from before.")
+            return
+        self._say(self.original.note)
+        self.shown = with_captions(self.run, self.original, self._features, self.decode, hidden)
+        self._show_beams()
+
+    def _show_beams(self) -> None:
+        assert self.shown is not None
+        self._quiet = True
+        self.beams.options = [(f"{h.score:.2f} · {h.caption}", i) for i, h in enumerate(self.shown.beams)]
+        self.beams.index = 0
+        self._quiet = False
+        self._show_caption()
+
+    def _show_caption(self) -> None:
+        assert self.shown is not None and self.original is not None
+        hypothesis = self.shown.beams[self.beams.index]
+        old, word = self.player, 0
+        if old is not None:
+            word = min(old.slider.value, len(hypothesis.words) - 1)
+        self.player = Player(self.shown, hypothesis, self._scope, word)
+        self.place.children = [self.player]
+        if old is not None:
+            old.discard()
+        self.heatmap.value = heatmap_html(self.shown, hypothesis)
+        self.effect.value = effect_html(self.original.beams[0], self.shown.beams[0]) if self.shown.hidden else ""
+
+    def _on_upload(self, _: Any) -> None:
+        for file in self.upload.value:
+            name, size = file["name"], len(file["content"])
+            suffix = Path(name).suffix.lower()
+            if suffix not in VIDEO_SUFFIXES:
+                self._say(f"{name}: not a video file; the explorer reads {', '.join(VIDEO_SUFFIXES)}")
+            elif size > UPLOAD_LIMIT * 1_000_000:
+                self._say(f"{name}: {size / 1e6:.0f} MB, the limit is {UPLOAD_LIMIT}; use show_file(path) in a cell")
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / f"clip{suffix}"  # never the sender's file name
+                    path.write_bytes(file["content"])
+                    self.show_file(path, name)
+
+    def _say(self, text: str) -> None:
+        self.message.value = f'<div role="status">{html.escape(text)}</div>' if text else ""
+
+
+def pictures_css(view: View, scope: str) -> str:
+    """The clip's frames (T) as style rules: what carries the class vc-p<i> shows frame i."""
+    height, width = view.pictures[0].shape[:2]
+    addresses = [data_uri(jpeg(picture, 360)) for picture in view.pictures]
+    rules = "".join(f".{scope} .vc-p{i} {{background-image:url({uri})}}\n" for i, uri in enumerate(addresses))
+    return f"<style>.{scope} {{--vc-aspect:{width / height:.4f}}}\n{rules}</style>"
+
+
+def word_html(view: View, hypothesis: Hypothesis, word: int, scope: str) -> str:
+    """One word: its strongest frames enlarged, and the rules that light frame strip and heatmap while it is shown."""
+    row = hypothesis.attention[word]
+    order = np.argsort(-row, kind="stable")
+    best = order[0]
+    rules = [f".{scope} .vc-f{best} {{outline:3px solid var(--vc-glow)}}"]
+    for i, weight in enumerate(row):
+        dark = 0.75 * (1 - weight / row[best])
+        rules.append(f".{scope} .vc-f{i} {{box-shadow:inset 0 0 0 200px rgba(0,0,0,{dark:.2f})!important}}")
+        rules.append(f".{scope} .vc-f{i}::after {{content:'{_percent(weight)}'}}")
+    rules.append(f".{scope} .vc-r{word} td {{box-shadow:0 -2px var(--vc-ink),0 2px var(--vc-ink);position:relative}}")
+    rules.append(f".{scope} .vc-r{word} th {{background:var(--vc-glow);color:#1d1600;border-radius:4px}}")
+    stage = f"<p><b>“<bdi>{html.escape(hypothesis.words[word])}</bdi>”</b> looks most at "
+    stage += (
+        f"{'the frame at ' if view.timed else ''}{view.labels[best]}, with {_percent(row[best])} of its attention. "
+    )
+    sure = _percent(float(np.exp(hypothesis.word_log_probs[word])))
+    stage += f'<span class="vc-quiet">Probability of the word: {sure}</span></p>'
+    for i in order[: min(4, np.count_nonzero(row))]:
+        size, label = "" if i == best else "vc-next", view.labels[i]
+        stage += f'<div><div class="vc-big {size} vc-p{i}" role="img" aria-label="{label}"></div>'
+        stage += f'<span class="vc-quiet">{label}: {_percent(row[i])}</span></div>'
+    return f'<style>{"".join(rules)}</style><div class="vc-stage">{stage}</div>'
+
+
+def heatmap_html(view: View, hypothesis: Hypothesis) -> str:
+    """Weights (L, T) as a table, words down and frames across; darkest is the largest weight of the caption."""
+    every = -(-len(view.labels) // 14)
+    times = "".join(f"<th>{'' if i % every else label}</th>" for i, label in enumerate(view.labels))
+    most = hypothesis.attention.max()
+    rows = []
+    for word, (text, row) in enumerate(zip(hypothesis.words, hypothesis.attention, strict=True)):
+        cells = [
+            f'<td title="{label}: {_percent(weight)}"><i style="opacity:{weight / most:.2f}"></i></td>'
+            for label, weight in zip(view.labels, row, strict=True)
+        ]
+        rows.append(f'<tr class="vc-r{word}"><th><bdi>{html.escape(text)}</bdi></th>{"".join(cells)}</tr>')
+    head = f'<thead><tr><th style="width:6rem"></th>{times}</tr></thead>'
+    return f'<table class="vc-heat">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def effect_html(before: Hypothesis, after: Hypothesis) -> str:
+    """The best caption with all frames and without the hidden ones, words that changed marked."""
+    changes = difflib.SequenceMatcher(None, before.words, after.words, autojunk=False).get_opcodes()
+    rows = ""
+    for name, hypothesis, first in (("all frames", before, 1), ("without the hidden", after, 3)):
+        said = [(op[0], html.escape(" ".join(hypothesis.words[op[first] : op[first + 1]]))) for op in changes]
+        marked = " ".join(text if kind == "equal" else f"<mark>{text}</mark>" for kind, text in said if text)
+        rows += f'<tr><td class="vc-quiet">{name}</td><td dir="auto">{marked}</td><td>{hypothesis.score:.2f}</td></tr>'
+    same = '<div class="vc-quiet">The same words; compare the scores.</div>' if before.words == after.words else ""
+    return f'<table class="vc-effect">{rows}</table>{same}'
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
+
+
+def _scope() -> str:
+    return f"vcx-{uuid.uuid4().hex[:8]}"
+
+
+def _classes(widget: Any, *names: str) -> Any:
+    for name in names:
+        widget.add_class(name)
+    return widget
+
+
+def _right_to_left(text: str) -> bool:
+    strong = (unicodedata.bidirectional(c) for c in text)
+    return next((kind != "L" for kind in strong if kind in ("L", "R", "AL")), False)
