@@ -143,7 +143,7 @@ PROFILES: dict[str, Config] = {
         extract=ExtractConfig(num_frames=6),
         vocab=VocabConfig(min_count=1),
         model=ModelConfig(embed_dim=48, encoder_dim=32, decoder_dim=64, attention_dim=48, dropout=0.1),
-        train=TrainConfig(epochs=8, batch_size=4, lr=5e-3, warmup_epochs=1.0),
+        train=TrainConfig(epochs=24, batch_size=2, lr=4e-3, warmup_epochs=1.0),
     ),
     "sample": Config(profile="sample"),
     "msvd": Config(

@@ -24,12 +24,11 @@ from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.decode import Hypothesis
 from vcutils.evaluate import Run
-from vcutils.page import View, corpus_clip, data_uri, file_clip, jpeg, save_page, with_captions
+from vcutils.page import View, corpus_clip, file_clip, heatmap_html, percent, pictures_css, save_page, with_captions
 
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
-HINT = (
-    "Click frames (or choose a time) to hide them from the model: it looks again, and says what it says without them."
-)
+HINT = """<div class="vc-quiet">The brighter a frame, the more the model drew on it for the word: evidence of where it
+looked, not proof of why it spoke. Test it: click frames to hide them, and see what it says without them.</div>"""
 STYLE = files("vcutils").joinpath("page.live.html").read_text(encoding="utf-8")
 
 
@@ -49,15 +48,10 @@ def explore_words(
     view = View(title, timestamps, [hypothesis], thumbnails)
     view.check()
     tiles = "".join(f'<span class="vc-frame vc-p{i} vc-f{i}">{label}</span>' for i, label in enumerate(view.labels))
-    box = widgets.VBox(
-        [
-            widgets.HTML(STYLE + pictures_css(view, scope := _scope()) + f"<b>{html.escape(title)}</b>"),
-            Player(view, hypothesis, scope),
-            widgets.HTML(f'<div class="vc-strip">{tiles}</div>'),
-            widgets.HTML(heatmap_html(view, hypothesis)),
-        ]
-    )
-    return _classes(box, "vcx", scope)
+    scope = _scope()
+    heading = widgets.HTML(STYLE + pictures_css(view, scope) + f"<b>{html.escape(title)}</b>")
+    frames = widgets.HTML(f'<div class="vc-strip">{tiles}</div>{heatmap_html(view, hypothesis)}')
+    return _classes(widgets.VBox([heading, Player(view, hypothesis, scope), frames]), "vcx", scope)
 
 
 class Player(widgets.VBox):
@@ -65,15 +59,14 @@ class Player(widgets.VBox):
 
     def __init__(self, view: View, hypothesis: Hypothesis, scope: str, word: int = 0) -> None:
         last = len(hypothesis.words) - 1
-        self.words = widgets.ToggleButtons(
-            options=[(text, i) for i, text in enumerate(hypothesis.words)], index=word, style={"button_width": "auto"}
-        )
+        # ipywidgets finds a button by its label: a word that comes again is told apart by invisible characters.
+        labels = [text + "\u200b" * hypothesis.words[:i].count(text) for i, text in enumerate(hypothesis.words)]
+        self.words = widgets.ToggleButtons(options=labels, index=word, style={"button_width": "auto"})
         _classes(self.words, "vc-words", *(["vc-rtl"] if _right_to_left(hypothesis.caption) else []))
         self.play = widgets.Play(min=0, max=last, value=word, interval=1000)
         self.slider = widgets.IntSlider(min=0, max=last, value=word, description="word", readout=False)
-        self.stack = widgets.Stack(
-            [widgets.HTML(word_html(view, hypothesis, i, scope)) for i in range(last + 1)], selected_index=word
-        )
+        looks = [widgets.HTML(word_html(view, hypothesis, i, scope)) for i in range(last + 1)]
+        self.stack = widgets.Stack(looks, selected_index=word)
         self.links = [
             widgets.jslink((self.slider, "value"), other)
             for other in ((self.play, "value"), (self.words, "index"), (self.stack, "selected_index"))
@@ -82,9 +75,9 @@ class Player(widgets.VBox):
         super().__init__([self.words, widgets.HBox([self.play, self.slider]), self.stack])
 
     def discard(self) -> None:
-        """Free the widgets of a caption that is no longer shown, in the kernel and in the browser."""
-        for widget in (*self.links, *self.stack.children, self.words, self.play, self.slider, self.stack, self):
-            widget.close()
+        """Free the widgets of a caption that is no longer shown."""
+        for widget in (*self.links, self):
+            _close(widget)
 
 
 class Explorer(widgets.VBox):
@@ -98,8 +91,8 @@ class Explorer(widgets.VBox):
     ) -> None:
         super().__init__()
         self.run, self.decode = run, decode or DecodeConfig(beam_size=5)
-        self.original: View | None = None  # the clip with all its frames
-        self.shown: View | None = None  # the same, without the frames that are hidden
+        self.original = View("", ())  # the clip with all its frames
+        self.shown = self.original  # the same, without the frames that are hidden
         self._features = torch.empty(0)
         self._quiet = False  # True while the program itself sets many widgets at once
         self._scope = _scope()
@@ -107,7 +100,6 @@ class Explorer(widgets.VBox):
         self.clip = widgets.Dropdown(options=ids, description="clip")
         self.upload = widgets.FileUpload(accept=",".join(VIDEO_SUFFIXES), description="own clip")
         self.message, self.pictures, self.effect, self.heatmap = (widgets.HTML() for _ in range(4))
-        self.player: Player | None = None
         self.place = widgets.VBox()
         self.frames = _classes(widgets.Box(), "vc-strip")
         self.span = widgets.SelectionRangeSlider(options=[("", 0)], description="from – to", continuous_update=False)
@@ -116,16 +108,16 @@ class Explorer(widgets.VBox):
         self.beams = widgets.RadioButtons(layout={"width": "auto"})
         self.children = [
             self.pictures, widgets.HBox([self.clip, self.upload]), self.message, self.place,
-            widgets.HTML(f'<div class="vc-quiet">{HINT}</div>'), self.frames,
+            widgets.HTML(HINT), self.frames,
             widgets.HBox([self.span, self.hide, self.show_all]), self.effect, self.heatmap,
             widgets.HTML('<div class="vc-quiet">Captions the model weighed, with their scores:</div>'), self.beams,
         ]  # fmt: skip
         _classes(self, "vcx", self._scope)
-        self.clip.observe(lambda _: self.show_clip(self.clip.value), "value")
+        self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
-        self.beams.observe(lambda _: self._quiet or self._show_caption(), "index")
+        self.beams.observe(self._show_caption, "index")
         self.hide.on_click(
-            lambda _: self.hide_frames(self.hidden | set(range(self.span.index[0], self.span.index[1] + 1)))
+            lambda _: self.hide_frames(self.hidden.union(range(self.span.index[0], self.span.index[1] + 1)))
         )
         self.show_all.on_click(lambda _: self.hide_frames(()))
         self.show_clip(self.clip.value)
@@ -140,15 +132,17 @@ class Explorer(widgets.VBox):
         try:
             self._open(*corpus_clip(self.run, video_id))
         except UserError as error:
-            self._say(str(error))
+            self._fail(str(error))
 
     def show_file(self, path: Path | str, title: str | None = None) -> None:
         """Show any video file; the way for files that are too large to upload."""
         self._say("reading the clip …")
         try:
-            self._open(*file_clip(self.run, Path(path), title))
+            found = file_clip(self.run, Path(path), title)
+            self.clip.value = None  # so that every clip of the corpus can be chosen again
+            self._open(*found)
         except UserError as error:
-            self._say(str(error).replace(f"{path}: ", f"{title or path}: "))
+            self._fail(str(error).replace(f"{path}: ", f"{title or path}: "))
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
@@ -164,7 +158,7 @@ class Explorer(widgets.VBox):
         `video_ids` adds more clips of the corpus to the page. Raises UserError when nothing is shown, or an id is
         not known.
         """
-        if self.original is None or self.shown is None:
+        if not self.shown.beams:
             raise UserError("the explorer shows no clip yet: nothing to save")
         more = [corpus_clip(self.run, i) for i in video_ids if i != self.original.title]
         views = [self.original]
@@ -174,81 +168,75 @@ class Explorer(widgets.VBox):
         return save_page(path, views)
 
     def _open(self, view: View, features: torch.Tensor) -> None:
-        view = with_captions(self.run, view, features, self.decode)
-        self.original = self.shown = view
+        self.original = self.shown = view = with_captions(self.run, view, features, self.decode)
         self._features = features
         self.pictures.value = STYLE + pictures_css(view, self._scope)
-        self._say(view.note)
         old = self.frames.children
-        tips = [f"hide or show {label}" for label in view.labels]
         self.frames.children = [
-            _classes(widgets.ToggleButton(description=label, tooltip=tip), "vc-frame", f"vc-p{i}", f"vc-f{i}")
-            for i, (label, tip) in enumerate(zip(view.labels, tips, strict=True))
+            _classes(
+                widgets.ToggleButton(description=label, tooltip="hide or show"), "vc-frame", f"vc-p{i}", f"vc-f{i}"
+            )
+            for i, label in enumerate(view.labels)
         ]
         for frame in self.frames.children:
-            frame.observe(lambda _: self._quiet or self._recaption(), "value")
+            frame.observe(self._recaption, "value")
         for frame in old:
-            frame.close()
+            _close(frame)
         self.span.options = [(label, i) for i, label in enumerate(view.labels)]
         self.span.index = (0, len(view.labels) - 1)
         self._show_beams()
 
-    def _recaption(self) -> None:
-        if self.original is None:
+    def _recaption(self, _: Any = None) -> None:
+        if self._quiet:
             return
         hidden = self.hidden
         if len(hidden) == len(self.original.timestamps):
-            self._say("At least one frame must stay visible: the caption below is the one from before.")
-            return
-        self._say(self.original.note)
+            return self._say("At least one frame must stay visible: the caption below is the one from before.")
         self.shown = with_captions(self.run, self.original, self._features, self.decode, hidden)
         self._show_beams()
 
     def _show_beams(self) -> None:
-        assert self.shown is not None
         self._quiet = True
         self.beams.options = [(f"{h.score:.2f} · {h.caption}", i) for i, h in enumerate(self.shown.beams)]
         self.beams.index = 0
         self._quiet = False
+        self._say(self.original.note or ("" if self.clip.value else self.original.title))
         self._show_caption()
 
-    def _show_caption(self) -> None:
-        assert self.shown is not None and self.original is not None
+    def _show_caption(self, _: Any = None) -> None:
+        if self._quiet:
+            return
         hypothesis = self.shown.beams[self.beams.index]
-        old, word = self.player, 0
-        if old is not None:
-            word = min(old.slider.value, len(hypothesis.words) - 1)
-        self.player = Player(self.shown, hypothesis, self._scope, word)
-        self.place.children = [self.player]
-        if old is not None:
-            old.discard()
+        old = self.place.children
+        word = min(old[0].slider.value, len(hypothesis.words) - 1) if old else 0
+        self.place.children = [Player(self.shown, hypothesis, self._scope, word)]
+        for player in old:
+            player.discard()
         self.heatmap.value = heatmap_html(self.shown, hypothesis)
         self.effect.value = effect_html(self.original.beams[0], self.shown.beams[0]) if self.shown.hidden else ""
 
+    def _on_clip(self, _: Any) -> None:
+        if self.clip.value:
+            self.show_clip(self.clip.value)
+
     def _on_upload(self, _: Any) -> None:
         for file in self.upload.value:
-            name, size = file["name"], len(file["content"])
-            suffix = Path(name).suffix.lower()
+            name, megabytes, suffix = file["name"], len(file["content"]) / 1e6, Path(file["name"]).suffix.lower()
             if suffix not in VIDEO_SUFFIXES:
-                self._say(f"{name}: not a video file; the explorer reads {', '.join(VIDEO_SUFFIXES)}")
-            elif size > UPLOAD_LIMIT * 1_000_000:
-                self._say(f"{name}: {size / 1e6:.0f} MB, the limit is {UPLOAD_LIMIT}; use show_file(path) in a cell")
+                self._fail(f"{name}: not a video file; the explorer reads {', '.join(VIDEO_SUFFIXES)}")
+            elif megabytes > UPLOAD_LIMIT:
+                self._fail(f"{name}: {megabytes:.0f} MB, the limit is {UPLOAD_LIMIT}; use show_file(path) in a cell")
             else:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / f"clip{suffix}"  # never the sender's file name
                     path.write_bytes(file["content"])
                     self.show_file(path, name)
 
+    def _fail(self, reason: str) -> None:
+        self._say(f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason)
+
     def _say(self, text: str) -> None:
         self.message.value = f'<div role="status">{html.escape(text)}</div>' if text else ""
-
-
-def pictures_css(view: View, scope: str) -> str:
-    """The clip's frames (T) as style rules: what carries the class vc-p<i> shows frame i."""
-    height, width = view.pictures[0].shape[:2]
-    addresses = [data_uri(jpeg(picture, 360)) for picture in view.pictures]
-    rules = "".join(f".{scope} .vc-p{i} {{background-image:url({uri})}}\n" for i, uri in enumerate(addresses))
-    return f"<style>.{scope} {{--vc-aspect:{width / height:.4f}}}\n{rules}</style>"
 
 
 def word_html(view: View, hypothesis: Hypothesis, word: int, scope: str) -> str:
@@ -260,56 +248,44 @@ def word_html(view: View, hypothesis: Hypothesis, word: int, scope: str) -> str:
     for i, weight in enumerate(row):
         dark = 0.75 * (1 - weight / row[best])
         rules.append(f".{scope} .vc-f{i} {{box-shadow:inset 0 0 0 200px rgba(0,0,0,{dark:.2f})!important}}")
-        rules.append(f".{scope} .vc-f{i}::after {{content:'{_percent(weight)}'}}")
+        rules.append(f".{scope} .vc-f{i}::after {{content:'{percent(weight)}'}}")
     rules.append(f".{scope} .vc-r{word} td {{box-shadow:0 -2px var(--vc-ink),0 2px var(--vc-ink);position:relative}}")
     rules.append(f".{scope} .vc-r{word} th {{background:var(--vc-glow);color:#1d1600;border-radius:4px}}")
     stage = f"<p><b>“<bdi>{html.escape(hypothesis.words[word])}</bdi>”</b> looks most at "
-    stage += (
-        f"{'the frame at ' if view.timed else ''}{view.labels[best]}, with {_percent(row[best])} of its attention. "
-    )
-    sure = _percent(float(np.exp(hypothesis.word_log_probs[word])))
+    stage += f"{'the frame at ' if view.timed else ''}{view.labels[best]}, with {percent(row[best])} of its attention. "
+    sure = percent(np.exp(hypothesis.word_log_probs[word]))
     stage += f'<span class="vc-quiet">Probability of the word: {sure}</span></p>'
     for i in order[: min(4, np.count_nonzero(row))]:
         size, label = "" if i == best else "vc-next", view.labels[i]
         stage += f'<div><div class="vc-big {size} vc-p{i}" role="img" aria-label="{label}"></div>'
-        stage += f'<span class="vc-quiet">{label}: {_percent(row[i])}</span></div>'
+        stage += f'<span class="vc-quiet">{label}: {percent(row[i])}</span></div>'
     return f'<style>{"".join(rules)}</style><div class="vc-stage">{stage}</div>'
-
-
-def heatmap_html(view: View, hypothesis: Hypothesis) -> str:
-    """Weights (L, T) as a table, words down and frames across; darkest is the largest weight of the caption."""
-    every = -(-len(view.labels) // 14)
-    times = "".join(f"<th>{'' if i % every else label}</th>" for i, label in enumerate(view.labels))
-    most = hypothesis.attention.max()
-    rows = []
-    for word, (text, row) in enumerate(zip(hypothesis.words, hypothesis.attention, strict=True)):
-        cells = [
-            f'<td title="{label}: {_percent(weight)}"><i style="opacity:{weight / most:.2f}"></i></td>'
-            for label, weight in zip(view.labels, row, strict=True)
-        ]
-        rows.append(f'<tr class="vc-r{word}"><th><bdi>{html.escape(text)}</bdi></th>{"".join(cells)}</tr>')
-    head = f'<thead><tr><th style="width:6rem"></th>{times}</tr></thead>'
-    return f'<table class="vc-heat">{head}<tbody>{"".join(rows)}</tbody></table>'
 
 
 def effect_html(before: Hypothesis, after: Hypothesis) -> str:
     """The best caption with all frames and without the hidden ones, words that changed marked."""
     changes = difflib.SequenceMatcher(None, before.words, after.words, autojunk=False).get_opcodes()
+    spans = {"all frames": [(op[0], before.words[op[1] : op[2]]) for op in changes]}
+    spans["without the hidden"] = [(op[0], after.words[op[3] : op[4]]) for op in changes]
     rows = ""
-    for name, hypothesis, first in (("all frames", before, 1), ("without the hidden", after, 3)):
-        said = [(op[0], html.escape(" ".join(hypothesis.words[op[first] : op[first + 1]]))) for op in changes]
-        marked = " ".join(text if kind == "equal" else f"<mark>{text}</mark>" for kind, text in said if text)
-        rows += f'<tr><td class="vc-quiet">{name}</td><td dir="auto">{marked}</td><td>{hypothesis.score:.2f}</td></tr>'
+    for (name, said), score in zip(spans.items(), (before.score, after.score), strict=True):
+        texts = [(kind, html.escape(" ".join(words))) for kind, words in said if words]
+        marked = " ".join(text if kind == "equal" else f"<mark>{text}</mark>" for kind, text in texts)
+        rows += f'<tr><td class="vc-quiet">{name}</td><td dir="auto">{marked}</td><td>{score:.2f}</td></tr>'
     same = '<div class="vc-quiet">The same words; compare the scores.</div>' if before.words == after.words else ""
     return f'<table class="vc-effect">{rows}</table>{same}'
 
 
-def _percent(share: float) -> str:
-    return "<1 %" if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
-
-
 def _scope() -> str:
     return f"vcx-{uuid.uuid4().hex[:8]}"
+
+
+def _close(widget: Any) -> None:
+    """Free a widget with all its parts, in the kernel and in the browser."""
+    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if part is not None:
+            _close(part)
+    widget.close()
 
 
 def _classes(widget: Any, *names: str) -> Any:

@@ -196,8 +196,9 @@ def notes(scores: Mapping[str, float | None], clips: int) -> list[str]:
         lines.append(why_no_meteor() or "METEOR: not available, its Java program ended; it needs 2 GB of memory")
     if "CIDEr" in scores and clips == 1:
         lines.append("CIDEr of one clip is 0 by definition: no n-gram is rarer than another in a corpus of one")
-    if "Bleu_4" in scores and (scores["Bleu_4"] or 0.0) < 1e-6:
-        lines.append("Bleu_4 is 0: no four words in a row are in a reference (a three-word caption has no 4-gram)")
+    # The toolkit puts a tiny number in place of 0; this quotient is the 4-grams' precision (times the penalty).
+    if (scores.get("Bleu_4") or 0.0) ** 4 <= 1.1e-6 * (scores.get("Bleu_3") or 0.0) ** 3 and "Bleu_4" in scores:
+        lines.append("Bleu_4 means 0: no four words in a row are in a reference (a three-word caption has no 4-gram)")
     return lines
 
 
@@ -217,8 +218,11 @@ def _java() -> str | None:
 
 @cache
 def _runs(java: str) -> bool:
-    # macOS has a /usr/bin/java that only says where to buy one
-    return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
+    # macOS has a /usr/bin/java that only says where to get one
+    try:
+        return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 @cache

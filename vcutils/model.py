@@ -144,14 +144,15 @@ class CaptionModel(nn.Module):
     def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
         """Encode B clips once, for all their captions.
 
-        Raises ValueError when shapes do not fit features (B, T, D) and frame_mask (B, T), or a clip has no frame.
+        Raises ValueError when shapes do not fit features (B, T, D) and frame_mask (B, T), when a clip has no frame, or
+        when the mask has holes (leave such frames out of the features instead).
         """
         if features.ndim != 3 or features.shape[2] != self.feature_dim:
             raise ValueError(f"features must be (B, T, {self.feature_dim}), are {tuple(features.shape)}")
         if frame_mask.shape != features.shape[:2]:
             raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
-        if not bool(frame_mask.any(dim=1).all()):
-            raise ValueError("a clip without a single frame cannot be encoded")
+        if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
+            raise ValueError("frame_mask must be True on a clip's first frames (at least one) and False behind them")
         values = self.encoder(features, frame_mask)
         return Memory(values, self.decoder.attention.keys(values), frame_mask)
 

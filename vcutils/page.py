@@ -112,8 +112,14 @@ def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, 
     keep = [i for i in range(len(features)) if i not in hidden]
     batch = features[keep][None].to(_device(run))
     mask = torch.ones(batch.shape[:2], dtype=torch.bool, device=batch.device)
-    beams = []
-    for hypothesis in generate(run.model, run.vocabulary, batch, mask, decode)[0]:
+    beams, threads = [], torch.get_num_threads()
+    # One clip is too little work to share: on a busy machine threads that wait for each other turn 0.1 s into 6.
+    torch.set_num_threads(1)
+    try:
+        found = generate(run.model, run.vocabulary, batch, mask, decode)[0]
+    finally:
+        torch.set_num_threads(threads)
+    for hypothesis in found:
         attention = np.zeros((len(hypothesis.words), len(features)), np.float32)
         attention[:, keep] = hypothesis.attention
         beams.append(dataclasses.replace(hypothesis, attention=attention, end_attention=None))
@@ -148,6 +154,35 @@ def _backbone(name: str, device: torch.device) -> Backbone:
 
 def _device(run: Run) -> torch.device:
     return next(run.model.parameters()).device
+
+
+def pictures_css(view: View, scope: str) -> str:
+    """The clip's frames (T) as style rules: what carries the class vc-p<i> shows frame i."""
+    height, width = view.pictures[0].shape[:2]
+    addresses = [data_uri(jpeg(picture, 360)) for picture in view.pictures]
+    rules = "".join(f".{scope} .vc-p{i} {{background-image:url({uri})}}\n" for i, uri in enumerate(addresses))
+    return f"<style>.{scope} {{--vc-aspect:{width / height:.4f}}}\n{rules}</style>"
+
+
+def heatmap_html(view: View, hypothesis: Hypothesis) -> str:
+    """Weights (L, T) as a table, words down and frames across; darkest is the largest weight of the caption."""
+    every = -(-len(view.labels) // 14)
+    times = "".join(f"<th>{'' if i % every else label}</th>" for i, label in enumerate(view.labels))
+    most = hypothesis.attention.max()
+    rows = []
+    for word, (text, row) in enumerate(zip(hypothesis.words, hypothesis.attention, strict=True)):
+        cells = [
+            f'<td title="{label}: {percent(weight)}"><i style="opacity:{weight / most:.2f}"></i></td>'
+            for label, weight in zip(view.labels, row, strict=True)
+        ]
+        rows.append(f'<tr class="vc-r{word}"><th><bdi>{html.escape(text)}</bdi></th>{"".join(cells)}</tr>')
+    head = f'<thead><tr><th style="width:6rem"></th>{times}</tr></thead>'
+    return f'<table class="vc-heat">{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 62 %, never a false 0 %."""
+    return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
 def number_tile(number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ one of equals. What a rule matches behind its group 1 is context: it counts for 
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import zip_longest
 
 # What the COCO toolkit drops after tokenization. The tool lower-cases its own bracket names, so of "(" and "[" nothing
 # is dropped: they stay as the words -lrb-, -lsb-, ... in everybody's published scores.
@@ -192,6 +192,7 @@ _TABLE: tuple[tuple[str, Callable[[str], str]], ...] = (
     # addresses
     (f"((?i:https?)://[^{_NOT_URL}]+[^{_NOT_URL}.!?,-])", _as_is),
     (rf"(www\.(?:[^{_NOT_URL}.`!?,]+\.)+[A-Za-z]{{2,4}}{_PATH})", _as_is),
+    (rf"(www\.(?:[^{_NOT_URL}.`!?,/]+\.)+[A-Za-z]{{2,4}}{_PATH})", _as_is),
     (rf"((?:[^{_NOT_URL}.`'!?,-_$]+\.)+(?:com|net|org|edu){_PATH})", _as_is),
     (rf"((?:<|&lt;)?[A-Za-z0-9][^{_NOT_URL}]*@(?:[^{_NOT_URL}.]+\.)*[^{_NOT_URL}.]+>?)", _as_is),
     (f"(@[A-Za-z_][A-Za-z0-9_]*|#[{_LETTER}]+)", _as_is),
@@ -203,7 +204,7 @@ _TABLE: tuple[tuple[str, Callable[[str], str]], ...] = (
     (rf"({_BEFORE_NUMBER}\.)[ \n]?[0-9]", _as_is),
     (rf"([{_LETTER}{_DIGIT}]+(?:\.[{_LETTER}{_DIGIT}]+)*\.(?i:{_FILE}))[ \n.?!,]", _as_is),
     (f"({_HYPHENATED})", _as_is),
-    (rf"((?:{_DOTTED}|{_COMPOUND}|{_HYPHENATED})\.)[,:;]", _as_is),
+    *((rf"({word}\.)[,:;]", _as_is) for word in (_DOTTED, _COMPOUND, _HYPHENATED)),
     # words with an apostrophe inside or around
     (f"([yY]{_APOS})[A-Za-z]", _as_is),
     (f"({_APOS}[2-9]0[sS])", _as_is),
@@ -220,7 +221,7 @@ _TABLE: tuple[tuple[str, Callable[[str], str]], ...] = (
     # smileys, and what stays of punctuation; a single other character is the default of `tokenize`
     (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])(?![A-Za-z0-9])", _brackets),
     (r"(\([-^x=~<>'][_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets),
-    (r"(\.{3,}|\.(?: \.){2,}|-{1,4})", _dropped),
+    (r"(\.{3,5}|\.(?: \.){2,4}|-{1,4})", _dropped),
     (r"(-{5,}|[?!]+|\\\*|\*+|_+|#+|@+|<<|>>|'')", _as_is),
     ("([`‘’“”«»‹›]{1,2})", _spelled),
 )
@@ -249,7 +250,8 @@ def tokenize(caption: str, following: str = "") -> list[str]:
             place = plain.end()
             words.append((plain[1] or "").lower())
             continue
-        reach, stop, render = 0, place + 1, _spelled if text[place] not in "\0‐" else _dropped
+        render: Callable[[str], str] = _spelled if text[place] not in "\0‐" else _dropped
+        reach, stop = 0, place + 1
         for rule, its_render in _RULES:
             found = rule.match(text, place)
             if found and found.end() > reach:
@@ -261,4 +263,4 @@ def tokenize(caption: str, following: str = "") -> list[str]:
 
 def tokenize_all(captions: Sequence[str]) -> list[list[str]]:
     """The words of captions that the toolkit would put into one file, in this order."""
-    return [tokenize(a, b) for a, b in zip(captions, chain(captions[1:], [""]), strict=True)]
+    return [tokenize(a, b) for a, b in zip_longest(captions, captions[1:], fillvalue="")]

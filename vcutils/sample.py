@@ -111,13 +111,13 @@ PHOTOS = (
     Photo("ihc.png", "a tissue", "a tissue", (0.5, 0.5, 0.9), "CMMI, no known restrictions"),
 )
 
-MOTIONS = (
+MOTIONS = (  # by families of two, see _held_out
     Motion("zoom in", "zooms into", "comes closer", "getting bigger", "growing"),
-    Motion("rotate", "rotates over", "spins around", "turning round", "spinning"),
-    Motion("fade in", "fades into", "lights up", "getting brighter", "brightening"),
     Motion("zoom out", "backs off", "moves away", "getting smaller", "shrinking"),
-    Motion("pan", "pans across", "slides past", "passing sideways", "sliding"),
+    Motion("fade in", "fades into", "lights up", "getting brighter", "brightening"),
     Motion("fade out", "fades from", "goes dark", "getting darker", "darkening"),
+    Motion("rotate", "rotates over", "spins around", "turning round", "spinning"),
+    Motion("pan", "pans across", "slides past", "passing sideways", "sliding"),
 )
 FUNCTION_WORDS = {"a", "an", "some", "over", "getting", "from"}  # in the phrases above, but name nothing by themselves
 
@@ -251,19 +251,19 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     test, val = max(2, round(clips / 6)), max(2, round(clips / 10))
     sizes = {"test": test, "val": val, "train": clips - test - val}  # train last: it may use whatever is left
     # Few clips show few nouns, so that each of them is in the training split several times. Nouns stand in a ring.
-    count = int(np.clip(0.6 * sizes["train"], 5, len(PHOTOS)))
+    count = int(np.clip(0.6 * sizes["train"], 6, len(PHOTOS)))
     photos = [PHOTOS[i] for i in rng.permutation(len(PHOTOS))[:count]]
-    held = {(n, n % len(MOTIONS)): "test" for n in range(count)}
-    held |= {(n, (n + 2) % len(MOTIONS)): "val" for n in range(count)}
+    held = _held_out(count)
     # Training repeats the pairs of near neighbours under ever other motions: were each pair seen but once, a model
     # could learn the motions by heart from the pair, and need not look.
     near = {(a, b) for a, b in itertools.combinations(range(count), 2) if min(b - a, count - b + a) <= 2}
     owner = dict.fromkeys(near, "train") if count > 8 else {}  # pair of nouns → the split that shows it
     drawn = []
     for split, size in sizes.items():
+        options = {n: [m for m in range(len(MOTIONS)) if held.get((n, m), "train") == split] for n in range(count)}
         uses: Counter[Any] = Counter()
         for i in range(size):
-            by_need = sorted(range(count), key=lambda n: uses["noun", n] + 1.5 * rng.random())
+            by_need = sorted((n for n in options if options[n]), key=lambda n: uses["noun", n] + 1.5 * rng.random())
             free = (
                 chosen
                 for chosen in itertools.combinations(by_need, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
@@ -278,15 +278,28 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
             owner |= dict.fromkeys(_pairs(chosen), split)
             scenes = []
             for noun in rng.permutation(chosen).tolist():
-                options = [m for m in range(len(MOTIONS)) if held.get((noun, m), "train") == split]
                 company = [(noun, other) for other in chosen]
-                motion = min(options, key=lambda m: (sum(uses[c, m] for c in company), uses["motion", m], rng.random()))
+                motion = min(options[noun], key=lambda m: (sum(uses[c, m] for c in company), uses["motion", m], rng.random()))
                 uses.update([("noun", noun), ("motion", motion), *((c, motion) for c in company)])
                 scenes.append((photos[noun], MOTIONS[motion]))
             drawn.append((split, scenes))
     # The training split is the last one counted: it has to show every noun and every motion.
     complete = all(uses["noun", n] for n in range(count)) and all(uses["motion", m] for m in range(len(MOTIONS)))
     return drawn if complete else None
+
+
+def _held_out(count: int) -> dict[tuple[int, int], str]:
+    """Name the split that alone shows (noun, motion); two motions of every noun, always a family.
+
+    With one of two opposites held out, the other would be all that training ever shows of the noun: a model could name
+    it without looking which way the picture moves.
+    """
+    held = {}
+    for noun in range(count):
+        family = (noun + noun // 3) % 3
+        for motion in (2 * family, 2 * family + 1):
+            held[noun, motion] = "val" if noun % 3 == 2 else "test"
+    return held
 
 
 def _pairs(nouns: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -314,7 +327,7 @@ def _camera(motion: str, rng: np.random.Generator) -> Callable[[float], tuple[fl
     return {
         "zoom in": lambda u: (small * (large / small) ** u, tilt, 0.0, 1.0),
         "zoom out": lambda u: (large * (small / large) ** u, tilt, 0.0, 1.0),
-        "rotate": lambda u: (full, tilt + turn * u, 0.0, 1.0),
+        "rotate": lambda u: (0.85 * full, tilt + turn * u, 0.0, 1.0),
         "pan": lambda u: (1.05, tilt / 2, reach * (1 - 2 * u), 1.0),
         "fade in": lambda u: (full, tilt, 0.0, light(u)),
         "fade out": lambda u: (full, tilt, 0.0, light(1 - u)),

@@ -267,7 +267,7 @@ class Trainer:
             row |= self.validate()
             progress.rows.append(row)
             self._write_log()
-            if row["val_CIDEr"] > progress.best:
+            if row["val_CIDEr"] >= progress.best:  # of equals the later, which has learned longer
                 progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
                 self._save_model("best")
             if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:

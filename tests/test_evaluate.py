@@ -1,0 +1,225 @@
+"""Predictions, scores beside their baselines, and captions of any clip."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vcutils import metrics
+from vcutils.config import DecodeConfig, UserError
+from vcutils.corpus import read_splits
+from vcutils.evaluate import (
+    caption_files,
+    constant_caption,
+    evaluate,
+    human_line,
+    load_run,
+    nearest_captions,
+    plot_examples,
+    predict,
+    score_table,
+    thumbnails,
+    timestamps,
+    typical_caption,
+)
+
+METRICS = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return load_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return evaluate(run, "test", DecodeConfig(beam_size=2))
+
+
+def test_predictions_file_has_the_contracts_shape(run, result):
+    predictions = json.loads((run.folder / "predictions_test.json").read_text(encoding="utf-8"))
+    assert sorted(predictions) == sorted(run.data.splits["test"])
+    for row in predictions.values():
+        assert set(row) == {"caption", "words", "log_prob"}
+        assert row["caption"] == " ".join(row["words"]) and row["words"] and row["log_prob"] < 0
+
+
+def test_metrics_file_has_the_contracts_shape(run, result):
+    written = json.loads((run.folder / "metrics_test.json").read_text(encoding="utf-8"))
+    assert written == result and set(written) == {"scores", "protocol", "baselines"}
+    assert set(written["scores"]) == METRICS
+    for name, value in written["scores"].items():
+        assert value is None or 0 <= value <= (10 if name == "CIDEr" else 1), name
+    assert written["scores"]["Bleu_1"] is not None and written["scores"]["CIDEr"] is not None
+
+
+def test_scores_are_those_of_the_predictions_file(run, result):
+    captions = metrics.read_predictions(run.folder / "predictions_test.json")
+    references = {i: list(run.data.captions[i]) for i in run.data.splits["test"]}
+    scores = metrics.score(captions, references)
+    assert {n: scores[n] for n in METRICS} == pytest.approx({n: result["scores"][n] for n in METRICS})
+
+
+def test_baselines_stand_beside_the_scores(result):
+    names = [
+        "constant caption",
+        "nearest training clip",
+        "other clips' features",
+        "one human against the others",
+    ]
+    assert list(result["baselines"]) == names
+    for scores in result["baselines"].values():
+        assert set(scores) == METRICS and scores["Bleu_1"] > 0
+    assert result["baselines"]["one human against the others"]["Bleu_1"] < 1, (
+        "a reference was scored against itself"
+    )
+
+
+def test_protocol_tells_what_a_reader_must_know(run, result):
+    protocol = result["protocol"]
+    assert (
+        protocol["clips"] == len(run.data.splits["test"])
+        and protocol["split"] == "test"
+        and protocol["beam"] == 2
+    )
+    assert protocol["references per clip"] == {"min": 5, "mean": 5.0, "max": 5}
+    assert protocol["features"] == "efficientnet_lite0" and protocol["frames per clip"] == 6
+    assert protocol["seeds"] == [0] and {"torch", "numpy", "pycocoevalcap"} <= set(protocol["versions"])
+
+
+def test_unknown_split_lists_the_known_ones(run):
+    with pytest.raises(UserError, match=r"'tests'.*train, val, test"):
+        evaluate(run, "tests")
+
+
+def test_validation_split_goes_to_files_of_its_own(run):
+    evaluate(run, "val", DecodeConfig())
+    assert (run.folder / "predictions_val.json").is_file() and (run.folder / "metrics_val.json").is_file()
+
+
+def test_score_table_has_a_row_per_baseline_times_hundred(result):
+    lines = score_table(result, "mine").splitlines()
+    assert len(lines) == 2 + len(result["baselines"])
+    assert lines[0].split()[0] == "Bleu_1" and lines[1].startswith("mine")
+    assert f"{100 * result['scores']['Bleu_1']:.1f}" in lines[1]
+    assert len({len(line) for line in lines}) == 1, "columns are not aligned"
+
+
+def test_control_shows_other_clips_features(run):
+    ids = run.data.splits["train"][:2]
+    own = predict(run.model, run.vocabulary, run.data.store, ids, DecodeConfig())
+    swapped = predict(run.model, run.vocabulary, run.data.store, ids, DecodeConfig(), sources=ids[::-1])
+    assert list(swapped) == list(ids)
+    assert swapped[ids[0]].log_prob == pytest.approx(own[ids[1]].log_prob, abs=1e-4)
+    assert swapped[ids[0]].words == own[ids[1]].words
+
+
+class TrainOnly(dict):
+    """Captions that may be read for some clips only."""
+
+    def __init__(self, captions, allowed):
+        super().__init__(captions)
+        self.allowed = set(allowed)
+
+    def __getitem__(self, key):
+        assert key in self.allowed, f"{key} is not of the training split"
+        return super().__getitem__(key)
+
+    def items(self):
+        raise AssertionError("all captions are read")
+
+    values = items
+
+
+def test_constant_caption_reads_the_training_split_alone(toy_data):
+    captions = {
+        i: ["the best of all", f"c {i}"] if i in toy_data.splits["train"] else ["zebra"]
+        for i in toy_data.captions
+    }
+    guarded = TrainOnly(captions, toy_data.splits["train"])
+    assert constant_caption(dataclasses.replace(toy_data, captions=guarded)) == "the best of all"
+
+
+def test_nearest_caption_comes_from_the_most_similar_training_clip(toy_data):
+    ids = toy_data.splits["test"]
+    guarded = dataclasses.replace(toy_data, captions=TrainOnly(toy_data.captions, toy_data.splits["train"]))
+    for video_id, caption in nearest_captions(guarded, ids).items():
+        nouns = {c.split()[1] for c in toy_data.captions[video_id]}  # same topic, known by its features
+        assert caption.split()[1] in nouns
+
+
+def test_typical_caption_shares_most_words():
+    assert typical_caption(["zebra", "a cat sits here", "a cat sits", "a cat"]) == "a cat sits"
+
+
+def test_human_line_leaves_the_judged_caption_out():
+    references = {
+        "a": ["one two three four five", "six seven eight nine ten"],
+        "b": ["a b c d e", "f g h i j"],
+    }
+    assert human_line(references)["Bleu_1"] == pytest.approx(0, abs=1e-6)
+    assert references["a"] == ["one two three four five", "six seven eight nine ten"], (
+        "the caller's lists are changed"
+    )
+    assert human_line({"a": ["only one"]}) is None
+
+
+def test_one_broken_clip_does_not_stop_the_others(run, tiny_corpus, tmp_path):
+    good = tiny_corpus.clips[run.data.splits["test"][0]]
+    (tmp_path / "broken.mp4").write_text("no video")
+    found = dict(
+        caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig())
+    )
+    assert isinstance(found[tmp_path / "broken.mp4"], UserError) and isinstance(
+        found[tmp_path / "missing.mp4"], UserError
+    )
+    hypothesis, times = found[good]
+    stored = predict(run.model, run.vocabulary, run.data.store, run.data.splits["test"][:1], DecodeConfig())
+    assert hypothesis.words == next(iter(stored.values())).words, "any clip is seen as the corpus was"
+    assert len(times) == hypothesis.attention.shape[1] == 6
+
+
+def test_thumbnails_and_times_are_those_of_the_features(run, tiny_corpus):
+    video_id = run.data.splits["test"][0]
+    pictures = thumbnails(run, video_id, height=60)
+    assert len(pictures) == len(timestamps(run, video_id)) == len(run.data.store[video_id])
+    assert pictures[0].shape == (60, 80, 3)
+    assert (
+        timestamps(run, video_id) == sorted(timestamps(run, video_id)) and timestamps(run, video_id)[-1] > 1
+    )
+
+
+def test_example_pictures_are_drawn(run, tmp_path):
+    ids = run.data.splits["test"][:2]
+    predictions = predict(run.model, run.vocabulary, run.data.store, ids, DecodeConfig())
+    figure = plot_examples(run, predictions, ids)
+    figure.savefig(tmp_path / "examples.png", dpi=40)
+    assert (tmp_path / "examples.png").stat().st_size > 5000
+    texts = [t.get_text().replace("\n", " ") for axes in figure.axes for t in axes.texts]
+    assert any(predictions[ids[0]].caption in t for t in texts)
+
+
+def test_run_of_features_that_have_other_sizes_is_refused(tiny_run, tiny_config, tmp_path):
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(tiny_run, artifacts / "runs" / "tiny")
+    for name in ("splits.json", "vocab.json"):
+        shutil.copy(tiny_config.artifacts / name, artifacts / name)
+    folder = artifacts / "features" / "efficientnet_lite0"
+    folder.mkdir(parents=True)
+    for ids in read_splits(artifacts / "splits.json").values():
+        for i in ids:
+            np.save(folder / f"{i}.npy", np.ones((2, 7), np.float16))
+    with pytest.raises(UserError, match=r"7 numbers per frame.*wants 1280"):
+        load_run(artifacts / "runs" / "tiny")
+
+
+def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
+    config = json.loads((tmp_path / "runs" / "tiny" / "config.json").read_text())
+    (tmp_path / "runs" / "tiny" / "config.json").write_text(
+        json.dumps(config | {"corpus_dir": str(tmp_path / "gone")})
+    )
+    with pytest.raises(UserError, match="gone: no such folder"):
+        load_run(tmp_path / "runs" / "tiny")

