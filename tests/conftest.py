@@ -198,9 +198,7 @@ def small_model(vocabulary):
     def build(seed=0, sharpness=1.0, feature_dim=5, vocab_size=None, **switches):
         torch.manual_seed(seed)
         sizes = {"embed_dim": 8, "encoder_dim": 6, "decoder_dim": 10, "attention_dim": 7, "dropout": 0.0}
-        model = CaptionModel(
-            ModelConfig(**{**sizes, **switches}), vocab_size or len(vocabulary), feature_dim
-        ).eval()
+        model = CaptionModel(ModelConfig(**{**sizes, **switches}), vocab_size or len(vocabulary), feature_dim).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(sharpness)
@@ -243,9 +241,7 @@ def toy_data(tmp_path):
         ]
     ids = sorted(captions)
     splits = {"train": ids[:8], "val": ids[8:12], "test": ids[12:]}
-    return CaptionData(
-        tmp_path / "toy", FeatureStore(folder), captions, splits, build_vocabulary(captions, ids[:8], 1)
-    )
+    return CaptionData(tmp_path / "toy", FeatureStore(folder), captions, splits, build_vocabulary(captions, ids[:8], 1))
 
 
 @pytest.fixture(scope="session")

@@ -76,9 +76,7 @@ def test_attention_dict_is_json_and_keeps_the_end_apart(hypothesis):
     assert np.array_equal(np.array(data["weights"], np.float32), WEIGHTS) and data["timestamps"] == TIMES
     assert len(data["words"]) == len(data["weights"]) == len(data["word_log_probs"]) == 3
     assert np.allclose(data["end_weights"], WEIGHTS[0])
-    assert (
-        attention_dict(Hypothesis(["a"], 0, 0, np.zeros(1), WEIGHTS[:1], None), TIMES)["end_weights"] is None
-    )
+    assert attention_dict(Hypothesis(["a"], 0, 0, np.zeros(1), WEIGHTS[:1], None), TIMES)["end_weights"] is None
 
 
 EVENTS = {
@@ -134,16 +132,11 @@ def test_word_with_two_intervals_may_be_read_from_either():
 
 
 def test_clips_of_one_scene_are_left_out():
-    assert (
-        ground({"single": said(("cat", [1, 0, 0, 0]), ("first", [1, 0, 0, 0]))}, {"single": TIMES}, EVENTS)
-        == []
-    )
+    assert ground({"single": said(("cat", [1, 0, 0, 0]), ("first", [1, 0, 0, 0]))}, {"single": TIMES}, EVENTS) == []
 
 
 def test_grounding_table_means_per_kind():
-    hypotheses = {
-        "clip": said(("cat", [0.1, 0.4, 0.3, 0.2]), ("dog", [0.6, 0.0, 0.3, 0.1]), ("runs", [0, 1, 0, 0]))
-    }
+    hypotheses = {"clip": said(("cat", [0.1, 0.4, 0.3, 0.2]), ("dog", [0.6, 0.0, 0.3, 0.1]), ("runs", [0, 1, 0, 0]))}
     rows = {row["kind"]: row for row in grounding_table(ground(hypotheses, {"clip": TIMES}, EVENTS))}
     assert rows["scene"]["words"] == 2 and rows["scene"]["pointing"] == 0.5
     assert rows["scene"]["mass"] == pytest.approx(0.45) and rows["scene"]["chance"] == 0.5
@@ -176,9 +169,7 @@ def pictures():
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 @pytest.mark.parametrize("with_pictures", [True, False])
 def test_figures_are_saved_in_every_format(tmp_path, hypothesis, pictures, suffix, with_pictures):
-    heatmap = plot_heatmap(
-        hypothesis.words, WEIGHTS, TIMES, pictures if with_pictures else None, "a $clip_1$"
-    )
+    heatmap = plot_heatmap(hypothesis.words, WEIGHTS, TIMES, pictures if with_pictures else None, "a $clip_1$")
     strip = plot_filmstrip("cat", WEIGHTS[0], TIMES, pictures)
     begin = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     for name, figure in (("heatmap", heatmap), ("strip", strip)):

@@ -113,9 +113,7 @@ def test_shards_by_command_line_share_the_work(call, make_corpus, fake_backbone,
     root = make_corpus()
     done = []
     for shard in ("1/2", "2/2"):
-        code, out, _ = call(
-            "extract", root, "--backbone", "x", "--shard", shard, "--data", tmp_path / "data", "--json"
-        )
+        code, out, _ = call("extract", root, "--backbone", "x", "--shard", shard, "--data", tmp_path / "data", "--json")
         done.append(json.loads(out)["written"])
         assert code == 0
     assert done == [2, 1]
@@ -138,9 +136,7 @@ def test_caption_without_a_clip_is_wrong_use(call, tiny_run):
 
 def test_score_prints_the_contracts_json(call, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"a": "a cat sits on a mat", "b": "a dog runs in the park"}))
-    (tmp_path / "r.json").write_text(
-        json.dumps({"a": ["a cat sits on a mat", "a cat"], "b": ["the man sings a song"]})
-    )
+    (tmp_path / "r.json").write_text(json.dumps({"a": ["a cat sits on a mat", "a cat"], "b": ["the man sings a song"]}))
     code, out, _ = call("score", tmp_path / "p.json", tmp_path / "r.json", "--json")
     report = json.loads(out)
     assert code == 0 and {"Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"} <= set(report["scores"])
@@ -176,9 +172,7 @@ def test_whole_way_from_clips_to_captions(call, tiny_corpus, snapshot, tmp_path)
 
     code, out, _ = call("evaluate", run, "--beam", "2", "--json")
     result = json.loads(out)
-    assert (
-        code == 0 and set(result) == {"scores", "protocol", "baselines"} and result["protocol"]["beam"] == 2
-    )
+    assert code == 0 and set(result) == {"scores", "protocol", "baselines"} and result["protocol"]["beam"] == 2
     assert result == json.loads((run / "metrics_test.json").read_text(encoding="utf-8"))
     code, out, _ = call("evaluate", run, "--split", "val")
     assert code == 0 and "Bleu_4" in out and "constant caption" in out
@@ -206,9 +200,7 @@ def test_train_makes_split_and_vocabulary_where_they_are_missing(call, make_corp
 
 
 def test_train_before_extract_says_what_to_run(call, make_corpus, tmp_path):
-    code, _, err = call(
-        "train", make_corpus(ids=tuple("abcdef")), "--epochs", "1", "--data", tmp_path / "data"
-    )
+    code, _, err = call("train", make_corpus(ids=tuple("abcdef")), "--epochs", "1", "--data", tmp_path / "data")
     assert code == 2 and "extract" in err
 
 
@@ -236,9 +228,7 @@ def test_help_does_not_wait_for_torch(repo):
         "except SystemExit as e: code = e.code\n"
         "print('CODE', code or 0, 'HEAVY', sorted({'torch', 'cv2', 'matplotlib', 'timm'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=repo, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=repo, capture_output=True, text=True, timeout=120)
     assert "CODE 0 HEAVY []" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
     assert all(verb in done.stdout for verb in VERBS)
 

@@ -96,9 +96,7 @@ def test_every_field_has_its_reason_on_its_line(repo):
     lines = (repo / "vcutils" / "config.py").read_text(encoding="utf-8").splitlines()
     for cls in (config.ExtractConfig, config.VocabConfig, ModelConfig, TrainConfig, config.DecodeConfig):
         for field in dataclasses.fields(cls):
-            assert any(line.strip().startswith(f"{field.name}:") and "  # " in line for line in lines), (
-                field.name
-            )
+            assert any(line.strip().startswith(f"{field.name}:") and "  # " in line for line in lines), field.name
 
 
 def test_settings_round_trip_as_json():

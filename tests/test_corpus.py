@@ -212,9 +212,7 @@ def test_doctor_counts_and_tells_every_problem(make_corpus):
     assert (report["clips"], report["clips with captions"], report["captions"]) == (3, 3, 5)
     assert report["captions per clip"] == {"min": 1, "mean": 1.7, "max": 3}
     assert report["unreadable clips"] == ["c"]
-    assert any("no frame decodes" in p for p in report["problems"]) and any(
-        "ghost" in p for p in report["problems"]
-    )
+    assert any("no frame decodes" in p for p in report["problems"]) and any("ghost" in p for p in report["problems"])
     assert sum(report["split"][s] for s in ("train", "val", "test")) == 3
     assert report["disk for features, MB"] == pytest.approx(3 * 10 * 1000 * 2 / 1e6, abs=0.05)
     json.dumps(report)

@@ -65,9 +65,7 @@ def test_targets_are_the_inputs_shifted_by_one(dataset):
     batch = collate([dataset()[i] for i in range(4)])
     assert torch.equal(batch.inputs[:, :, 1:], batch.targets[:, :, :-1])
     assert (batch.inputs[:, :, 0] == START).all()
-    assert torch.equal(batch.inputs, batch.captions[:, :, :-1]) and torch.equal(
-        batch.targets, batch.captions[:, :, 1:]
-    )
+    assert torch.equal(batch.inputs, batch.captions[:, :, :-1]) and torch.equal(batch.targets, batch.captions[:, :, 1:])
 
 
 def test_every_caption_of_a_clip_comes_when_as_many_are_drawn(dataset, toy_data):

@@ -17,9 +17,7 @@ def greedy(model, vocabulary, features, max_length):
     memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
     state, word, words, total, rows = model.decoder.start(memory, 1), START, [], 0.0, []
     while len(words) < max_length:
-        state, context, weights = model.decoder.step(
-            model.decoder.embed(torch.tensor([[word]])), state, memory
-        )
+        state, context, weights = model.decoder.step(model.decoder.embed(torch.tensor([[word]])), state, memory)
         scores = model.decoder.logits(state[0], context)[0, 0].log_softmax(-1)
         allowed = scores.clone()
         allowed[[PAD, START, UNK] + ([END] if not words else [])] = -torch.inf
@@ -96,9 +94,7 @@ def test_batch_equals_one_by_one(decided, vocabulary, clips, beam_size):
     config = DecodeConfig(beam_size=beam_size, max_length=7)
     together = generate(model, vocabulary, features, mask, config)
     for row, count, hypotheses in zip(features, lengths(mask), together, strict=True):
-        (alone,) = generate(
-            model, vocabulary, row[None, :count], torch.ones(1, count, dtype=torch.bool), config
-        )
+        (alone,) = generate(model, vocabulary, row[None, :count], torch.ones(1, count, dtype=torch.bool), config)
         assert [h.words for h in hypotheses] == [h.words for h in alone]
         for one, other in zip(hypotheses, alone, strict=True):
             assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
@@ -135,15 +131,11 @@ def test_one_attention_row_per_word_over_real_frames_and_the_end_apart(decided, 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_beam_as_wide_as_everything_finds_what_exhaustive_search_finds(
-    small_model, random_clips, seed, penalty
-):
+def test_beam_as_wide_as_everything_finds_what_exhaustive_search_finds(small_model, random_clips, seed, penalty):
     vocabulary = Vocabulary((*SPECIALS, "x", "y", "z"), (0, 0, 0, 0, 3, 2, 1))
     model = small_model(seed=seed, sharpness=3.0, vocab_size=7)
     features, mask = random_clips([4, 3])
-    found = generate(
-        model, vocabulary, features, mask, DecodeConfig(64, max_length=3, length_penalty=penalty)
-    )
+    found = generate(model, vocabulary, features, mask, DecodeConfig(64, max_length=3, length_penalty=penalty))
     for row, count, hypotheses in zip(features, lengths(mask), found, strict=True):
         everything = {}
         for size in (1, 2, 3):
@@ -181,14 +173,11 @@ def test_wide_beam_finds_what_greedy_misses(decided, vocabulary, clips):
     for seed in range(4):
         model = decided(0.5, seed=seed, sharpness=3.0)
         one, five = (
-            generate(model, vocabulary, features, mask, DecodeConfig(k, max_length=6, length_penalty=0))
-            for k in (1, 8)
+            generate(model, vocabulary, features, mask, DecodeConfig(k, max_length=6, length_penalty=0)) for k in (1, 8)
         )
         pairs = [(a[0], b[0]) for a, b in zip(one, five, strict=True)]
         gains += [
-            b.log_prob - a.log_prob
-            for a, b in pairs
-            if a.end_attention is not None and b.end_attention is not None
+            b.log_prob - a.log_prob for a, b in pairs if a.end_attention is not None and b.end_attention is not None
         ]
     assert np.mean(gains) > 0.01 and np.median(gains) >= -1e-5
 
@@ -196,12 +185,7 @@ def test_wide_beam_finds_what_greedy_misses(decided, vocabulary, clips):
 def test_length_penalty_prefers_longer_captions(decided, vocabulary, clips):
     model = decided(1.0, sharpness=2.0)
     short, long = (
-        np.mean(
-            [
-                len(h[0].words)
-                for h in generate(model, vocabulary, *clips, DecodeConfig(5, 10, length_penalty=p))
-            ]
-        )
+        np.mean([len(h[0].words) for h in generate(model, vocabulary, *clips, DecodeConfig(5, 10, length_penalty=p))])
         for p in (0.0, 2.0)
     )
     assert short < long
@@ -211,9 +195,7 @@ def test_length_penalty_prefers_longer_captions(decided, vocabulary, clips):
 def test_caption_that_never_ends_is_cut_and_given(decided, vocabulary, clips, beam_size):
     for hypotheses in generate(decided(-1e4), vocabulary, *clips, DecodeConfig(beam_size, max_length=5)):
         assert 1 <= len(hypotheses) <= beam_size
-        assert all(
-            len(h.words) == 5 and h.end_attention is None and np.isfinite(h.log_prob) for h in hypotheses
-        )
+        assert all(len(h.words) == 5 and h.end_attention is None and np.isfinite(h.log_prob) for h in hypotheses)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4, 30])
@@ -259,17 +241,13 @@ def test_blocking_forbids_repeats_only(decided, vocabulary, clips):
     model = decided(1.0)
     plain = generate(model, vocabulary, *clips, DecodeConfig(max_length=6))
     blocked = generate(model, vocabulary, *clips, DecodeConfig(max_length=6, no_repeat_ngram=2))
-    same = [
-        (p[0].words, b[0].words) for p, b in zip(plain, blocked, strict=True) if not repeats(p[0].words, 2)
-    ]
+    same = [(p[0].words, b[0].words) for p, b in zip(plain, blocked, strict=True) if not repeats(p[0].words, 2)]
     assert same and all(p == b for p, b in same)
 
 
 def test_running_out_of_words_ends_the_caption(decided, vocabulary, clips):
     """Eight words that may be said once each: after them only <end> is left."""
-    for hypotheses in generate(
-        decided(-5), vocabulary, *clips, DecodeConfig(3, max_length=20, no_repeat_ngram=1)
-    ):
+    for hypotheses in generate(decided(-5), vocabulary, *clips, DecodeConfig(3, max_length=20, no_repeat_ngram=1)):
         assert hypotheses and all(len(h.words) <= 8 and h.end_attention is not None for h in hypotheses)
 
 

@@ -72,18 +72,12 @@ def test_baselines_stand_beside_the_scores(result):
     assert list(result["baselines"]) == names
     for scores in result["baselines"].values():
         assert set(scores) == METRICS and scores["Bleu_1"] > 0
-    assert result["baselines"]["one human against the others"]["Bleu_1"] < 1, (
-        "a reference was scored against itself"
-    )
+    assert result["baselines"]["one human against the others"]["Bleu_1"] < 1, "a reference was scored against itself"
 
 
 def test_protocol_tells_what_a_reader_must_know(run, result):
     protocol = result["protocol"]
-    assert (
-        protocol["clips"] == len(run.data.splits["test"])
-        and protocol["split"] == "test"
-        and protocol["beam"] == 2
-    )
+    assert protocol["clips"] == len(run.data.splits["test"]) and protocol["split"] == "test" and protocol["beam"] == 2
     assert protocol["references per clip"] == {"min": 5, "mean": 5.0, "max": 5}
     assert protocol["features"] == "efficientnet_lite0" and protocol["frames per clip"] == 6
     assert protocol["seeds"] == [0] and {"torch", "numpy", "pycocoevalcap"} <= set(protocol["versions"])
@@ -135,8 +129,7 @@ class TrainOnly(dict):
 
 def test_constant_caption_reads_the_training_split_alone(toy_data):
     captions = {
-        i: ["the best of all", f"c {i}"] if i in toy_data.splits["train"] else ["zebra"]
-        for i in toy_data.captions
+        i: ["the best of all", f"c {i}"] if i in toy_data.splits["train"] else ["zebra"] for i in toy_data.captions
     }
     guarded = TrainOnly(captions, toy_data.splits["train"])
     assert constant_caption(dataclasses.replace(toy_data, captions=guarded)) == "the best of all"
@@ -160,18 +153,14 @@ def test_human_line_leaves_the_judged_caption_out():
         "b": ["a b c d e", "f g h i j"],
     }
     assert human_line(references)["Bleu_1"] == pytest.approx(0, abs=1e-6)
-    assert references["a"] == ["one two three four five", "six seven eight nine ten"], (
-        "the caller's lists are changed"
-    )
+    assert references["a"] == ["one two three four five", "six seven eight nine ten"], "the caller's lists are changed"
     assert human_line({"a": ["only one"]}) is None
 
 
 def test_one_broken_clip_does_not_stop_the_others(run, tiny_corpus, tmp_path):
     good = tiny_corpus.clips[run.data.splits["test"][0]]
     (tmp_path / "broken.mp4").write_text("no video")
-    found = dict(
-        caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig())
-    )
+    found = dict(caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig()))
     assert isinstance(found[tmp_path / "broken.mp4"], UserError) and isinstance(
         found[tmp_path / "missing.mp4"], UserError
     )
@@ -186,9 +175,7 @@ def test_thumbnails_and_times_are_those_of_the_features(run, tiny_corpus):
     pictures = thumbnails(run, video_id, height=60)
     assert len(pictures) == len(timestamps(run, video_id)) == len(run.data.store[video_id])
     assert pictures[0].shape == (60, 80, 3)
-    assert (
-        timestamps(run, video_id) == sorted(timestamps(run, video_id)) and timestamps(run, video_id)[-1] > 1
-    )
+    assert timestamps(run, video_id) == sorted(timestamps(run, video_id)) and timestamps(run, video_id)[-1] > 1
 
 
 def test_example_pictures_are_drawn(run, tmp_path):
@@ -218,8 +205,6 @@ def test_run_of_features_that_have_other_sizes_is_refused(tiny_run, tiny_config,
 def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
     config = json.loads((tmp_path / "runs" / "tiny" / "config.json").read_text())
-    (tmp_path / "runs" / "tiny" / "config.json").write_text(
-        json.dumps(config | {"corpus_dir": str(tmp_path / "gone")})
-    )
+    (tmp_path / "runs" / "tiny" / "config.json").write_text(json.dumps(config | {"corpus_dir": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match="gone: no such folder"):
         load_run(tmp_path / "runs" / "tiny")

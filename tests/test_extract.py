@@ -212,9 +212,7 @@ def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path)
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
     real, clock = extract.clip_frames, iter(range(0, 10**6, 10))
-    monkeypatch.setattr(
-        extract, "monotonic", lambda: next(clock)
-    )  # ten seconds a look: rows are kept every five
+    monkeypatch.setattr(extract, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
 
     def cut(backbone, path, num_frames):
         if path.stem == "v5":
@@ -280,9 +278,7 @@ def test_features_that_the_corpus_brings_are_used_unless_a_backbone_is_named(mak
     corpus = open_corpus(root)
     assert feature_folder(corpus, tmp_path / "art") == root.resolve() / "features" / "c3d"
     assert feature_folder(corpus, tmp_path / "art", "c3d") == root.resolve() / "features" / "c3d"
-    assert (
-        feature_folder(corpus, tmp_path / "art", "resnet152") == tmp_path / "art" / "features" / "resnet152"
-    )
+    assert feature_folder(corpus, tmp_path / "art", "resnet152") == tmp_path / "art" / "features" / "resnet152"
     shutil.rmtree(root / "features")
     assert feature_folder(open_corpus(root), Path("art")) == Path("art/features/efficientnet_lite0")
 

@@ -183,9 +183,7 @@ def test_bilstm_sees_the_order_and_both_directions(small_model, random_clips):
     changed = features.clone()
     changed[0, 2] += 1
     bilstm, none = small_model(), small_model(encoder="none")
-    moved = (bilstm.encode(changed, mask).values - bilstm.encode(features, mask).values).abs().sum(-1)[
-        0
-    ] > 1e-6
+    moved = (bilstm.encode(changed, mask).values - bilstm.encode(features, mask).values).abs().sum(-1)[0] > 1e-6
     assert moved.all(), "a frame must be felt before and after it"
     moved = (none.encode(changed, mask).values - none.encode(features, mask).values).abs().sum(-1)[0] > 1e-6
     assert moved.tolist() == [False, False, True, False, False]
@@ -200,9 +198,7 @@ def test_shuffled_order_shows_weights_at_the_frames_true_places(small_model, ran
         model = small_model(encoder="none", frame_order="shuffled", sharpness=3)
         torch.manual_seed(seed)
         shuffled = model(features, mask, inputs)
-        assert torch.allclose(kept[1], shuffled[1], atol=1e-6) and torch.allclose(
-            kept[0], shuffled[0], atol=1e-5
-        )
+        assert torch.allclose(kept[1], shuffled[1], atol=1e-6) and torch.allclose(kept[0], shuffled[0], atol=1e-5)
 
 
 def test_shuffled_order_really_shuffles_real_frames(small_model, random_clips):

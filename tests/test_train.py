@@ -119,9 +119,7 @@ def test_config_json_repeats_the_run(toy_data, toy_config, tmp_path):
     config = toy_config(epochs=1)
     fit(tmp_path / "run", config, toy_data)
     written = run_config(tmp_path / "run")
-    assert written["train"] == dataclasses.asdict(config.train) and written["model"] == dataclasses.asdict(
-        config.model
-    )
+    assert written["train"] == dataclasses.asdict(config.train) and written["model"] == dataclasses.asdict(config.model)
     assert written["corpus_dir"] == str(toy_data.root) and written["features"] == str(toy_data.store.folder)
 
 
@@ -155,9 +153,7 @@ def cut_after(monkeypatch, epochs, batches):
 
 
 @pytest.mark.parametrize(("epochs", "batches"), [(2, 1), (3, 1), (0, 1)])
-def test_resumed_run_equals_one_that_was_never_cut(
-    toy_data, toy_config, tmp_path, monkeypatch, epochs, batches
-):
+def test_resumed_run_equals_one_that_was_never_cut(toy_data, toy_config, tmp_path, monkeypatch, epochs, batches):
     whole, resumed, config = tmp_path / "whole", tmp_path / "resumed", toy_config(epochs=5)
     history = fit(whole, config, toy_data)
     with monkeypatch.context() as patched, pytest.raises(Cut):
@@ -257,9 +253,7 @@ def test_best_is_self_contained(toy_data, toy_config, tmp_path):
 
 def test_run_folder_holds_no_pickle(toy_data, toy_config, tmp_path):
     fit(tmp_path / "run", toy_config(epochs=2), toy_data)
-    files = sorted(
-        p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()
-    )
+    files = sorted(p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert files == sorted(
         ["config.json", "log.csv", "last/resume.safetensors"]
         + [f"{d}/{n}" for d in ("best", "last") for n in ("config.json", "model.safetensors", "vocab.json")]
@@ -378,8 +372,7 @@ def test_gradients_are_clipped(toy_data, toy_config, tmp_path):
         before = [p.detach().clone() for p in trainer.model.parameters()]
         trainer.fit()
         moved[norm] = max(
-            float((a - b.detach()).abs().max())
-            for a, b in zip(before, trainer.model.parameters(), strict=True)
+            float((a - b.detach()).abs().max()) for a, b in zip(before, trainer.model.parameters(), strict=True)
         )
     assert moved[1e-13] < 1e-5 < 1e-3 < moved[1.0]
 
@@ -411,9 +404,7 @@ def test_sampled_inputs_are_the_models_own_guesses(small_model, toy_data):
     own = sampled_inputs(model, batch, 1.0)
     assert (own[:, :, 0] == START).all(), "<start> is always given"
     inner = real[:, :, 1:]
-    assert torch.equal(own[:, :, 1:][inner], expected[:, :, :-1][inner]), (
-        "the guess for t is read at t, not elsewhere"
-    )
+    assert torch.equal(own[:, :, 1:][inner], expected[:, :, :-1][inner]), "the guess for t is read at t, not elsewhere"
     assert torch.equal(sampled_inputs(model, batch, 0.0), batch.inputs)
     assert own.shape == batch.inputs.shape
 

@@ -15,9 +15,7 @@ def decode_all(path):
     return frames
 
 
-@pytest.mark.parametrize(
-    ("total", "count"), [(100, 7), (41, 40), (79, 40), (300, 40), (40, 40), (1000, 16), (5, 1)]
-)
+@pytest.mark.parametrize(("total", "count"), [(100, 7), (41, 40), (79, 40), (300, 40), (40, 40), (1000, 16), (5, 1)])
 def test_indices_lie_in_the_middle_of_equal_parts(total, count):
     indices = frame_indices(total, count)
     assert len(indices) == count
@@ -136,9 +134,7 @@ def test_real_msvd_clips_decode(msvd_mini):
     for path in sorted(clips, key=lambda p: p.stat().st_size)[:6]:
         frames = sample_frames(path, 8, each=lambda f: f.shape)
         assert len(frames.images) == 8 and frames.indices == frame_indices(frames.decoded, 8)
-        assert frames.timestamps == pytest.approx(
-            [i / frames.fps for i in frames.indices], abs=1.5 / frames.fps
-        )
+        assert frames.timestamps == pytest.approx([i / frames.fps for i in frames.indices], abs=1.5 / frames.fps)
         first, last = map(int, path.stem.rsplit("_", 2)[1:])  # MSVD names its clips by their seconds
         assert frames.duration == pytest.approx(last - first, abs=1.5)
 
@@ -150,6 +146,4 @@ def test_real_vtt_clips_decode(vtt_mini):
         frames = sample_frames(path, 6)
         everything = decode_all(path)
         assert frames.decoded == len(everything)
-        assert all(
-            np.array_equal(f, everything[i]) for f, i in zip(frames.images, frames.indices, strict=True)
-        )
+        assert all(np.array_equal(f, everything[i]) for f, i in zip(frames.images, frames.indices, strict=True))

@@ -67,9 +67,7 @@ def test_tokenizer_needs_no_downloaded_data(monkeypatch):
     assert tokenize("a cat sits. a dog runs.") == ["a", "cat", "sits", "a", "dog", "runs"]
 
 
-@pytest.mark.parametrize(
-    "caption", ["Кошка спит на ковре", "eine Straßenkatze fährt", "猫 が 寝る", "une élève naïve"]
-)
+@pytest.mark.parametrize("caption", ["Кошка спит на ковре", "eine Straßenkatze fährt", "猫 が 寝る", "une élève naïve"])
 def test_captions_of_other_languages_survive(caption, tmp_path):
     words = build_vocabulary({"a": [caption]}, ["a"], 1)
     assert len(words) == 4 + len(caption.split())

@@ -205,6 +205,8 @@ def caption(
     from vcutils.config import DecodeConfig
     from vcutils.evaluate import caption_files, load_run
 
+    if not clips:
+        raise UserError("caption: name at least one clip")
     report: dict[str, Any] = {}
     failed = 0
     for clip, found in caption_files(load_run(run), clips, DecodeConfig(beam_size=beam)):
@@ -226,7 +228,48 @@ def caption(
     return 1 if failed else 0
 
 
-VERBS = (sample, doctor, extract, vocab, train, evaluate, score, caption)
+def explore(
+    run: RunArg,
+    clips: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")],
+    out: Path = Path("explorer.html"),
+    check: bool = False,
+    split: str = "test",
+    beam: int = 5,
+    as_json: JsonArg = False,
+) -> int:
+    """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file.
+
+    Args:
+        out: the page to write.
+        check: instead of a page, measure on a split how far the attention can be trusted.
+        split: the split that --check measures.
+        beam: beam size; 1 is greedy search.
+    """
+    from vcutils.config import DecodeConfig
+    from vcutils.evaluate import load_run
+
+    if not clips and not check:
+        raise UserError("explore: name at least one clip, or --check")
+    opened, decode = load_run(run), DecodeConfig(beam_size=beam)
+    if check:
+        from vcutils.trust import check as run_checks
+
+        rows = run_checks(opened, split, decode)
+        if as_json:
+            _report({"split": split, "checks": rows}, as_json=True)
+        else:
+            _report(
+                {r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}" for r in rows}, as_json=False
+            )
+        return 0
+    from vcutils.page import page_for
+
+    problems = page_for(opened, [str(c) for c in clips], out, decode)
+    _report({"page": str(out), "problems": problems}, as_json)
+    return 1 if problems else 0
+
+
+VERBS = (sample, doctor, extract, vocab, train, evaluate, score, caption, explore)
 
 
 def main(args: list[str] | None = None) -> int:

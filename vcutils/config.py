@@ -47,7 +47,7 @@ class ModelConfig:
     encoder_dim: int = 128  # H of the encoder, per direction: one frame becomes 2·encoder_dim numbers
     decoder_dim: int = 256  # H of the decoder
     attention_dim: int = 128  # A, the space in which words' queries and frames' keys are compared
-    dropout: float = 0.3  # on frame projections, embeddings and before the word logits
+    dropout: float = 0.5  # on frame projections, embeddings and before the word logits
     attention: Literal["additive", "uniform"] = "additive"  # uniform = every frame weighs the same: the ablation
     encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one, without time
     frame_order: Literal["kept", "shuffled"] = "kept"  # shuffled = does the order of frames matter?
@@ -58,19 +58,21 @@ class TrainConfig:
     """The training loop (notebook 03)."""
 
     epochs: int = 40  # each epoch shows every clip once, with captions_per_clip of its captions
-    batch_size: int = 16  # clips per step; on CUDA an upper bound, see find_batch_size
+    batch_size: int = 8  # clips per step, small corpora need many steps; on CUDA an upper bound, see find_batch_size
     find_batch_size: bool = False  # on CUDA: search the largest batch that fits, up to batch_size
     captions_per_clip: int = 5  # K; a clip is encoded once for all of them
-    lr: float = 2e-3  # peak learning rate of Adam
+    lr: float = 1e-3  # peak learning rate of Adam
     weight_decay: float = 1e-5  # L2, small: dropout does most of the work
     warmup_epochs: float = 2.0  # linear rise of the learning rate, then cosine to zero
     accumulation: int = 1  # batches per optimizer step
     clip_norm: float = 1.0  # gradients of an LSTM can explode
     label_smoothing: float = 0.0  # probability mass spread over all words
+    frame_dropout: float = 0.0  # share of a clip's frames left out at random, anew each epoch: another clip every time
     scheduled_sampling: float = 0.0  # final share of input words that are the model's own (Bengio et al. 2015)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on CUDA, fp32 on CPU
     checkpoint_every: int = 5  # epochs between writes of last/; best/ is written whenever it improves
     patience: int = 0  # epochs without a better validation CIDEr before training stops; 0 = never
+    val_beam_size: int = 1  # beam of the validation captions; greedy ranks epochs as well, in a third of the time
     max_minutes: float = 0.0  # end cleanly in time, best checkpoint kept; 0 = no limit
     max_length: int = 20  # words per caption in training and decoding; longer ones are cut
     shuffle_features: bool = False  # control: each clip gets another clip's features; what is left is language alone
@@ -82,7 +84,7 @@ class TrainConfig:
 class DecodeConfig:
     """How captions are generated (notebook 04)."""
 
-    beam_size: int = 1  # 1 = greedy
+    beam_size: int = 5  # hypotheses kept per clip; 1 = greedy search
     max_length: int = 20  # words before a caption is cut
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this; 0 prefers short captions
     no_repeat_ngram: int = 0  # forbid repeating an n-gram of this size within a caption; 0 = allowed
@@ -202,7 +204,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all, with \\n line ends on every system."""
+    """Write UTF-8 text whole or not at all, with the same line ends on every system."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

@@ -73,7 +73,7 @@ class FeatureStore:
             raise UserError(f"{path}: no features of {video_id}; extract them first") from error
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path}: not a feature array ({error}); delete it and extract again") from error
-        if features.ndim > 2:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
+        if features.ndim > 2 and features.size:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
             features = features.reshape(len(features), -1)
         if features.ndim != 2 or not features.size or features.dtype.kind != "f":
             raise UserError(f"{path}: must be a float array (T, D), is {features.dtype} {features.shape}")
@@ -131,6 +131,7 @@ class CaptionDataset(Dataset):
         max_length: int = 20,
         seed: int = 0,
         shuffle_features: bool = False,
+        frame_dropout: float = 0.0,
     ) -> None:
         self.ids = [i for i in ids if i in store.ids]
         if not self.ids:
@@ -140,6 +141,7 @@ class CaptionDataset(Dataset):
         # None shows every caption: for measuring, where nothing may depend on a draw.
         self.captions_per_clip = captions_per_clip or max(len(c) for c in self.encoded.values())
         self.draw = captions_per_clip is not None
+        self.frame_dropout = frame_dropout
         self.seed = seed
         self.epoch = 0
         self.source = dict(zip(self.ids, self.ids, strict=True))
@@ -151,12 +153,15 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, position: int) -> tuple[str, np.ndarray, list[list[int]]]:
         video_id = self.ids[position]
-        captions = self.encoded[video_id]
-        count = len(captions)
+        captions, features = self.encoded[video_id], self.store[self.source[video_id]]
         if self.draw:
-            order = np.random.default_rng((self.seed, self.epoch, position)).permutation(count)
-            captions = [captions[order[k % count]] for k in range(self.captions_per_clip)]
-        return video_id, self.store[self.source[video_id]], captions
+            generator = np.random.default_rng((self.seed, self.epoch, position))
+            order = generator.permutation(len(captions))
+            captions = [captions[order[k % len(order)]] for k in range(self.captions_per_clip)]
+            if self.frame_dropout:
+                kept = generator.random(len(features)) >= self.frame_dropout
+                features = features[kept] if kept.any() else features
+        return video_id, features, captions
 
 
 def derange(ids: Sequence[str], seed: int) -> list[str]:

@@ -111,7 +111,7 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     captions = {i: h.caption for i, h in hypotheses.items()}
     shuffled = predict(run.model, run.vocabulary, data.store, ids, decode, sources=derange(ids, seed=0))
     scorer = metrics.References(references)
-    baselines = {
+    baselines: dict[str, Any] = {
         "constant caption": scorer.score(dict.fromkeys(ids, constant_caption(data))),
         "nearest training clip": scorer.score(nearest_captions(data, ids)),
         "other clips' features": scorer.score({i: h.caption for i, h in shuffled.items()}),

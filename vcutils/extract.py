@@ -241,6 +241,7 @@ def extract_corpus(
             row |= {"backbone": backbone.name, "weights": backbone.weights, "num_frames": config.num_frames}
             if isinstance(frames, VideoError):
                 report.failed[i] = row["error"] = str(frames)
+                (folder / f"{i}.npy").unlink(missing_ok=True)  # of an earlier, readable state of the file
             else:
                 with replacing(folder / f"{i}.npy") as temporary:
                     np.save(temporary, features.numpy().astype(np.float16))
@@ -256,6 +257,8 @@ def extract_corpus(
         _write_manifest(manifest, mine)
     if count > 1 and set(corpus.clips) <= set(merged := read_manifest(folder)):
         _write_manifest(folder / MANIFEST, merged)
+        for part in folder.glob("manifest.shard-*.jsonl"):  # their rows are in the manifest now
+            part.unlink(missing_ok=True)
     report.seconds = monotonic() - started
     return report
 

@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         lengths = mask.sum(dim=1)
         back = None
         if self.config.frame_order == "shuffled":
-            frames, back = _shuffle(frames, lengths)
+            frames, back = _shuffle(frames, lengths, self.training)
         if self.config.encoder == "bilstm":
             packed = pack_padded_sequence(frames, lengths.cpu(), batch_first=True, enforce_sorted=False)
             encoded, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1])
@@ -65,10 +65,14 @@ class Encoder(nn.Module):
         return frames * mask[:, :, None]
 
 
-def _shuffle(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Real frames (B, T, C) of each clip in random order, and the index (B, T) that undoes it."""
+def _shuffle(frames: Tensor, lengths: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """Real frames (B, T, C) of each clip in random order, and the index (B, T) that undoes it.
+
+    Another order at every call in training, the same one every time otherwise.
+    """
     count = frames.shape[1]
-    keys = torch.rand(frames.shape[:2], device=frames.device)
+    fixed = None if training else torch.Generator(frames.device).manual_seed(0)
+    keys = torch.rand(frames.shape[:2], device=frames.device, generator=fixed)
     position = torch.arange(count, device=frames.device)
     keys = torch.where(position < lengths[:, None], keys, 2.0 + position)  # padding stays at the end
     order = keys.argsort(dim=1)

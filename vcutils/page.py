@@ -138,7 +138,7 @@ def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: Dec
             known = str(clip) in run.data.store.ids
             found = corpus_clip(run, str(clip)) if known else file_clip(run, Path(clip))
             views.append(with_captions(run, *found, decode))
-        except VideoError as error:
+        except UserError as error:
             lost = not known and not Path(clip).exists()
             problems.append(f"{clip}: neither a clip of {run.data.root.name} nor a file" if lost else str(error))
     if not views:

@@ -6,7 +6,7 @@ Training, validation and test share all nouns, motions and sentence forms, but n
 noun with the same motion: a model that memorises clips fails on the test split, one that sees does not.
 
 Every motion changes what is visible in a way that single frames show (how large, how tilted, how far aside, how bright),
-because a pooled image feature knows little of left and right. The photographs lie on a ruled cutting mat for that reason.
+because a pooled image feature knows little of left and right.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
+
+from vcutils.config import UserError, write_text
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8
@@ -31,11 +33,12 @@ HEADER = "# vcutils sample corpus"  # first line of captions.txt: by it build() 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph and the phrases for it; `focus` is the (x, y, size) of the crop, as fractions."""
+    """One photograph and the words for it; `focus` is the (x, y, size) of the crop, as fractions."""
 
     file: str
     phrase: str
     synonym: str  # used by one sentence form only, so that a model can know when it is due
+    words: tuple[str, ...]  # the tokens of both phrases that name what is seen
     focus: tuple[float, float, float]
     credit: str
 
@@ -44,26 +47,17 @@ class Photo:
         """The phrase without its article."""
         return self.phrase.split(" ", 1)[1]
 
-    @property
-    def words(self) -> list[str]:
-        """The tokens that name what is seen."""
-        return _content_words(self.phrase, self.synonym)
-
 
 @dataclass(frozen=True)
 class Motion:
-    """One camera motion in its four sentence forms."""
+    """One camera motion in its four sentence forms, and the tokens in them that mean the motion."""
 
     name: str
     camera: str  # the camera ... a cat
     verb: str  # a cat ...
     gerund: str  # we see a cat ...
-    adjective: str  # a video of a ... cat
-
-    @property
-    def words(self) -> list[str]:
-        """The tokens that tell the motion."""
-        return _content_words(self.camera, self.verb, self.gerund, self.adjective)
+    relative: str  # a cat that ...
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,31 +89,100 @@ class Clip:
 
 # Only pictures whose docstring in skimage/data/_fetchers.py gives CC0, the public domain or no known restriction.
 PHOTOS = (
-    Photo("astronaut.png", "an astronaut", "a woman", (0.5, 0.35, 0.9), "NASA, public domain"),
-    Photo("chelsea.png", "a cat", "a tabby", (0.42, 0.5, 0.9), "Stefan van der Walt, CC0"),
-    Photo("coffee.png", "a cup", "an espresso", (0.5, 0.5, 0.9), "Rachel Michetti, CC0"),
-    Photo("rocket.jpg", "a rocket", "a rocket", (0.49, 0.55, 0.7), "SpaceX, public domain"),
-    Photo("coins.png", "a coin collection", "a coin collection", (0.5, 0.5, 0.9), "Brooklyn Museum, no known restrictions"),
-    Photo("camera.png", "a photographer", "a man", (0.5, 0.35, 0.9), "Lav Varshney, CC0"),
-    Photo("brick.png", "a wall", "a brick wall", (0.5, 0.5, 0.9), "CC0Textures, CC0"),
-    Photo("grass.png", "some grass", "a lawn", (0.5, 0.5, 0.8), "linolafett, CC0"),
-    Photo("gravel.png", "some gravel", "some gravel", (0.5, 0.5, 0.7), "CC0Textures, CC0"),
-    Photo("hubble_deep_field.jpg", "a starry sky", "a starry sky", (0.5, 0.5, 0.5), "NASA and ESA, public domain"),
-    Photo("retina.jpg", "a retina", "an eye", (0.5, 0.5, 0.95), "Mikael Häggström, CC0"),
-    Photo("text.png", "a note", "a note", (0.5, 0.5, 1.0), "Wikipedia, public domain"),
-    Photo("cell.png", "a cell", "a cell", (0.79, 0.56, 0.55), "Paul Müller et al., CC0"),
-    Photo("ihc.png", "a tissue", "a tissue", (0.5, 0.5, 0.9), "CMMI, no known restrictions"),
+    Photo("astronaut.png", "an astronaut", "a woman", ("astronaut", "woman"), (0.5, 0.35, 0.9), "NASA, public domain"),
+    Photo("chelsea.png", "a cat", "a tabby", ("cat", "tabby"), (0.42, 0.5, 0.9), "Stefan van der Walt, CC0"),
+    Photo("coffee.png", "a cup", "an espresso", ("cup", "espresso"), (0.5, 0.5, 0.9), "Rachel Michetti, CC0"),
+    Photo("rocket.jpg", "a rocket", "a rocket", ("rocket",), (0.49, 0.55, 0.7), "SpaceX, public domain"),
+    Photo(
+        "coins.png",
+        "a set of coins",
+        "a set of coins",
+        ("coins",),
+        (0.5, 0.5, 0.9),
+        "Brooklyn Museum, no known copyright restrictions",
+    ),
+    Photo("camera.png", "a photographer", "a man", ("photographer", "man"), (0.5, 0.35, 0.9), "Lav Varshney, CC0"),
+    Photo("brick.png", "a brick wall", "a brick wall", ("brick", "wall"), (0.5, 0.5, 0.9), "CC0Textures, CC0"),
+    Photo("grass.png", "a patch of grass", "a patch of grass", ("grass",), (0.5, 0.5, 0.8), "linolafett, CC0"),
+    Photo("gravel.png", "a bed of gravel", "a bed of gravel", ("gravel",), (0.5, 0.5, 0.7), "CC0Textures, CC0"),
+    Photo(
+        "hubble_deep_field.jpg",
+        "a group of galaxies",
+        "a group of galaxies",
+        ("galaxies",),
+        (0.5, 0.5, 0.5),
+        "NASA and ESA, public domain",
+    ),
+    Photo("retina.jpg", "a retina", "an eye", ("retina", "eye"), (0.5, 0.5, 0.95), "Mikael Häggström, CC0"),
+    Photo(
+        "text.png",
+        "a handwritten note",
+        "a handwritten note",
+        ("handwritten", "note"),
+        (0.5, 0.5, 1.0),
+        "Wikipedia, public domain",
+    ),
+    Photo("cell.png", "a cell", "a cell", ("cell",), (0.79, 0.56, 0.55), "Paul Müller et al., CC0"),
+    Photo(
+        "ihc.png",
+        "a tissue sample",
+        "a tissue sample",
+        ("tissue", "sample"),
+        (0.5, 0.5, 0.9),
+        "CMMI, no known copyright restrictions",
+    ),
 )
 
-MOTIONS = (  # by families of two, see _held_out
-    Motion("zoom in", "zooms into", "comes closer", "getting bigger", "growing"),
-    Motion("zoom out", "backs off", "moves away", "getting smaller", "shrinking"),
-    Motion("fade in", "fades into", "lights up", "getting brighter", "brightening"),
-    Motion("fade out", "fades from", "goes dark", "getting darker", "darkening"),
-    Motion("rotate", "rotates over", "spins around", "turning round", "spinning"),
-    Motion("pan", "pans across", "slides past", "passing sideways", "sliding"),
+MOTIONS = (
+    Motion(
+        "zoom in",
+        "zooms in on",
+        "comes closer",
+        "getting bigger",
+        "grows",
+        ("zooms", "in", "comes", "closer", "bigger", "grows"),
+    ),
+    Motion(
+        "rotate",
+        "rotates over",
+        "spins around",
+        "turning round",
+        "turns",
+        ("rotates", "spins", "around", "turning", "round", "turns"),
+    ),
+    Motion(
+        "fade in",
+        "fades in on",
+        "lights up",
+        "getting brighter",
+        "brightens",
+        ("fades", "in", "lights", "up", "brighter", "brightens"),
+    ),
+    Motion(
+        "zoom out",
+        "zooms out from",
+        "moves away",
+        "getting smaller",
+        "shrinks",
+        ("zooms", "out", "moves", "away", "smaller", "shrinks"),
+    ),
+    Motion(
+        "pan",
+        "pans across",
+        "slides past",
+        "passing sideways",
+        "slides",
+        ("pans", "across", "slides", "past", "passing", "sideways"),
+    ),
+    Motion(
+        "fade out",
+        "fades out from",
+        "goes dark",
+        "getting darker",
+        "darkens",
+        ("fades", "out", "goes", "dark", "darker", "darkens"),
+    ),
 )
-FUNCTION_WORDS = {"a", "an", "some", "over", "getting", "from"}  # in the phrases above, but name nothing by themselves
 
 # Order words by the number of scenes: those that are true in the first, second, ... scene.
 ORDER_WORDS = {
@@ -137,14 +200,12 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
     The same clips and seed give the same bytes. A complete corpus of the same parameters is left as it is; a sample
     corpus of other parameters, or an unfinished one, is replaced.
 
-    Returns `out`. Raises ValueError for fewer than 8 clips or when `out` holds anything else, FileNotFoundError when
-    scikit-image's photographs are missing, RuntimeError when OpenCV cannot write video.
+    Returns `out`. Raises UserError for fewer than 8 clips, when `out` holds anything else, when scikit-image's
+    photographs are missing, or when OpenCV cannot write video.
     """
     out = Path(out)
     if clips < MIN_CLIPS:
-        raise ValueError(
-            f"a sample corpus needs at least {MIN_CLIPS} clips to hold pairs out for the test, not {clips}"
-        )
+        raise UserError(f"a sample corpus needs at least {MIN_CLIPS} clips to hold pairs out for the test, not {clips}")
     planned = plan(clips, seed)
     files = [clip.file for clip in planned]
     recipe = {"recipe": RECIPE, "clips": clips, "seed": seed, "files": files}
@@ -152,19 +213,24 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
         return out
     _claim(out, keep=files)
 
-    lines = [HEADER, "# one caption per line, <video_id> <caption>; rendered by `python -m vcutils sample` from photographs"]
-    lines.append("# in the scikit-image wheel (free of copyright: skimage/data/_fetchers.py), so this corpus is free, too:")
+    lines = [
+        HEADER,
+        "# one caption per line, <video_id> <caption>; rendered by `python -m vcutils sample` from photographs",
+    ]
+    lines.append(
+        "# in the scikit-image wheel (free of copyright: skimage/data/_fetchers.py), so this corpus is free, too:"
+    )
     lines += [f"#   {photo.file}: {photo.credit}" for photo in PHOTOS]
     lines += [f"{clip.id} {caption}" for clip in planned for caption in captions(clip)]
-    _write_text(out / "captions.txt", "\n".join(lines) + "\n")
+    write_text(out / "captions.txt", "\n".join(lines) + "\n")
     splits = {split: [c.id for c in planned if c.split == split] for split in ("train", "val", "test")}
-    _write_text(out / "splits.json", json.dumps(splits, indent=1) + "\n")
-    _write_text(out / "events.json", json.dumps({clip.id: events(clip) for clip in planned}, indent=1) + "\n")
+    write_text(out / "splits.json", json.dumps(splits, indent=1) + "\n")
+    write_text(out / "events.json", json.dumps({clip.id: events(clip) for clip in planned}, indent=1) + "\n")
 
     pictures = {photo.file: _read_photo(photo.file) for clip in planned for photo in [s.photo for s in clip.scenes]}
     for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, disable=None if progress else True):
         _write_clip(clip, pictures, out / "videos" / clip.file)
-    _write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it says that the rest is whole
+    write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it says that the rest is whole
     return out
 
 
@@ -180,7 +246,7 @@ def plan(clips: int, seed: int) -> list[Clip]:
         if drawn is not None:
             break
     else:
-        raise RuntimeError(f"no compositional split found for {clips} clips and seed {seed}: take another number of clips")
+        raise UserError(f"no compositional split found for {clips} clips and seed {seed}: take another number of clips")
     planned = []
     for number, index in enumerate(rng.permutation(len(drawn)), start=1):  # shuffled: an id tells nothing of the split
         split, pairs = drawn[index]
@@ -190,28 +256,23 @@ def plan(clips: int, seed: int) -> list[Clip]:
         suffix, codec = ".mp4", "mp4v"
         if number % 10 == 5:  # some files of other kinds, as in any real corpus
             suffix, codec = ".avi", "XVID" if number % 20 == 5 else "MJPG"
-        planned.append(
-            Clip(f"sample_{number:04d}", split, fps, suffix, codec, int(rng.integers(2**31)), scenes)
-        )
+        planned.append(Clip(f"sample_{number:04d}", split, fps, suffix, codec, int(rng.integers(2**31)), scenes))
     return planned
 
 
 def captions(clip: Clip) -> list[str]:
-    """Say what `clip` shows in five sentence forms; each names every scene's noun and motion, in at most 20 words.
-
-    A form without motions would be the safest thing to say, so that a trained model would say nothing else.
-    """
-    scenes = clip.scenes
-    moving = [_adjective(s) for s in scenes]
-    shown = f"shows only {moving[0]}"
-    if len(scenes) > 1:
-        middle = f" continues with {moving[1]}" if len(scenes) == 3 else ""
-        shown = f"starts with {moving[0]}{middle} and ends with {moving[-1]}"
+    """Say what `clip` shows in five sentence forms; four name the motions, and all name every scene's noun."""
+    scenes, several = clip.scenes, len(clip.scenes) > 1
+    phrases = [s.photo.phrase for s in scenes]
+    shown = f"shows only {phrases[0]}"
+    if several:
+        middle = f" continues with {phrases[1]}" if len(phrases) == 3 else ""
+        shown = f"starts with {phrases[0]}{middle} and ends with {phrases[-1]}"
     return [
         "the camera " + _in_order([f"{s.motion.camera} {s.photo.phrase}" for s in scenes]),
-        "first " * (len(scenes) > 1) + _in_order([f"{s.photo.phrase} {s.motion.verb}" for s in scenes]),
+        "first " * several + _in_order([f"{s.photo.phrase} {s.motion.verb}" for s in scenes]),
         "we see " + _in_order([f"{s.photo.synonym} {s.motion.gerund}" for s in scenes]),
-        "a video of " + _in_order(moving),
+        "a video " + _in_order([f"of {s.photo.phrase} that {s.motion.relative}" for s in scenes]),
         "the clip " + shown,
     ]
 
@@ -231,15 +292,6 @@ def events(clip: Clip) -> dict[str, Any]:
     return {"duration": frame / clip.fps, "events": found}
 
 
-def _content_words(*phrases: str) -> list[str]:
-    return [word for word in dict.fromkeys(" ".join(phrases).split()) if word not in FUNCTION_WORDS]
-
-
-def _adjective(scene: Scene) -> str:
-    article = "some" if scene.photo.phrase.startswith("some ") else "a"  # no adjective starts with a vowel
-    return f"{article} {scene.motion.adjective} {scene.photo.noun}"
-
-
 def _in_order(parts: list[str]) -> str:
     if len(parts) == 3:
         return f"{parts[0]} then {parts[1]} and finally {parts[2]}"
@@ -250,27 +302,22 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     """Draw (split, [(photo, motion), …]) for every clip, or None when no free pair was left."""
     test, val = max(2, round(clips / 6)), max(2, round(clips / 10))
     sizes = {"test": test, "val": val, "train": clips - test - val}  # train last: it may use whatever is left
-    # Few clips show few nouns, so that each of them is in the training split several times. Nouns stand in a ring.
-    count = int(np.clip(0.6 * sizes["train"], 6, len(PHOTOS)))
-    photos = [PHOTOS[i] for i in rng.permutation(len(PHOTOS))[:count]]
-    held = _held_out(count)
-    # Training repeats the pairs of near neighbours under ever other motions: were each pair seen but once, a model
-    # could learn the motions by heart from the pair, and need not look.
-    near = {(a, b) for a, b in itertools.combinations(range(count), 2) if min(b - a, count - b + a) <= 2}
-    owner = dict.fromkeys(near, "train") if count > 8 else {}  # pair of nouns → the split that shows it
+    # Few clips show few nouns, so that each of them is in the training split several times.
+    nouns = rng.permutation(len(PHOTOS))[: int(np.clip(1.8 * sizes["train"] / 3, 5, len(PHOTOS)))]
+    count = len(MOTIONS)
+    held = {(int(noun), i % count): "test" for i, noun in enumerate(nouns)}
+    held |= {(int(noun), (i + 2) % count): "val" for i, noun in enumerate(nouns)}
+    owner: dict[tuple[int, int], str] = {}  # pair of nouns → the split that shows it
     drawn = []
     for split, size in sizes.items():
-        options = {n: [m for m in range(len(MOTIONS)) if held.get((n, m), "train") == split] for n in range(count)}
-        uses: Counter[Any] = Counter()
+        noun_uses: Counter[int] = Counter()
+        motion_uses: Counter[Any] = Counter()
         for i in range(size):
-            by_need = sorted((n for n in options if options[n]), key=lambda n: uses["noun", n] + 1.5 * rng.random())
+            order = sorted((int(noun) for noun in nouns), key=lambda noun: noun_uses[noun] + 1.5 * rng.random())
             free = (
                 chosen
-                for chosen in itertools.combinations(by_need, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
-                if all(
-                    owner.get(pair, split) == split and (split != "train" or not near or count <= 8 or pair in near)
-                    for pair in _pairs(chosen)
-                )
+                for chosen in itertools.combinations(order, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
+                if all(owner.get(pair, split) == split for pair in _pairs(chosen))
             )
             chosen = next(free, None)
             if chosen is None:
@@ -278,28 +325,15 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
             owner |= dict.fromkeys(_pairs(chosen), split)
             scenes = []
             for noun in rng.permutation(chosen).tolist():
-                company = [(noun, other) for other in chosen]
-                motion = min(options[noun], key=lambda m: (sum(uses[c, m] for c in company), uses["motion", m], rng.random()))
-                uses.update([("noun", noun), ("motion", motion), *((c, motion) for c in company)])
-                scenes.append((photos[noun], MOTIONS[motion]))
+                options = [m for m in range(count) if held.get((noun, m), "train") == split]
+                motion = min(options, key=lambda m: (motion_uses[noun, m], motion_uses[m], rng.random()))
+                noun_uses[noun] += 1
+                motion_uses.update([motion, (noun, motion)])
+                scenes.append((PHOTOS[noun], MOTIONS[motion]))
             drawn.append((split, scenes))
-    # The training split is the last one counted: it has to show every noun and every motion.
-    complete = all(uses["noun", n] for n in range(count)) and all(uses["motion", m] for m in range(len(MOTIONS)))
-    return drawn if complete else None
-
-
-def _held_out(count: int) -> dict[tuple[int, int], str]:
-    """Name the split that alone shows (noun, motion); two motions of every noun, always a family.
-
-    With one of two opposites held out, the other would be all that training ever shows of the noun: a model could name
-    it without looking which way the picture moves.
-    """
-    held = {}
-    for noun in range(count):
-        family = (noun + noun // 3) % 3
-        for motion in (2 * family, 2 * family + 1):
-            held[noun, motion] = "val" if noun % 3 == 2 else "test"
-    return held
+        if split == "train" and (len(noun_uses) < len(nouns) or not all(motion_uses[m] for m in range(count))):
+            return None
+    return drawn
 
 
 def _pairs(nouns: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -311,77 +345,61 @@ def _read_photo(file: str) -> np.ndarray:
     path = Path(spec.submodule_search_locations[0], "data", file) if spec and spec.submodule_search_locations else None
     picture = cv2.imread(str(path)) if path and path.is_file() else None
     if picture is None:
-        raise FileNotFoundError(f"photograph {file} of scikit-image not found ({path}): pip install scikit-image")
+        raise UserError(f"photograph {file} of scikit-image not found ({path}): pip install scikit-image")
     return picture
 
 
 def _camera(motion: str, rng: np.random.Generator) -> Callable[[float], tuple[float, float, float, float]]:
     """Return path(u) → (scale, degrees, x offset in widths, brightness) for u from 0 to 1; scale 1 fills the frame."""
-    side, tilt, full = float(rng.choice([-1, 1])), rng.uniform(-2, 2), rng.uniform(0.72, 0.8)
-    small, large = rng.uniform(0.3, 0.34), rng.uniform(1.7, 1.9)
-    turn, reach = side * rng.uniform(250, 300), side * rng.uniform(0.85, 0.95)
-
-    def light(u: float) -> float:
-        return 0.02 + 0.98 * float(np.clip((u - 0.12) / 0.7, 0, 1)) ** 1.3
-
+    side, tilt = float(rng.choice([-1, 1])), float(rng.uniform(-4, 4))
+    small, large, full = rng.uniform(0.42, 0.5), rng.uniform(1.8, 2.1), rng.uniform(1.05, 1.15)
+    turn, reach = side * rng.uniform(200, 300), side * rng.uniform(0.72, 0.82)
     return {
         "zoom in": lambda u: (small * (large / small) ** u, tilt, 0.0, 1.0),
         "zoom out": lambda u: (large * (small / large) ** u, tilt, 0.0, 1.0),
-        "rotate": lambda u: (0.85 * full, tilt + turn * u, 0.0, 1.0),
-        "pan": lambda u: (1.05, tilt / 2, reach * (1 - 2 * u), 1.0),
-        "fade in": lambda u: (full, tilt, 0.0, light(u)),
-        "fade out": lambda u: (full, tilt, 0.0, light(1 - u)),
+        "rotate": lambda u: (0.8 * full, tilt + turn * u, 0.0, 1.0),
+        "pan": lambda u: (full, 0.0, reach * (1 - 2 * u), 1.0),
+        "fade in": lambda u: (full, tilt / 4, 0.0, 0.03 + 0.97 * u**1.3),
+        "fade out": lambda u: (full, tilt / 4, 0.0, 0.03 + 0.97 * (1 - u) ** 1.3),
     }[motion]
 
 
-def _crop(photo: Photo, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cut a 4:3 piece around the photo's focus, a little different in place, size and colour each time."""
+def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Render one scene: a list of BGR frames, uint8 (HEIGHT, WIDTH, 3)."""
     rows, columns = picture.shape[:2]
-    x, y, size = photo.focus
+    x, y, size = scene.photo.focus
     size *= rng.uniform(0.88, 1.0)
     crop_w, crop_h = (int(v * size * min(columns / WIDTH, rows / HEIGHT)) for v in (WIDTH, HEIGHT))
     left = int(np.clip(columns * (x + rng.uniform(-0.05, 0.05)) - crop_w / 2, 0, columns - crop_w))
     top = int(np.clip(rows * (y + rng.uniform(-0.05, 0.05)) - crop_h / 2, 0, rows - crop_h))
+    crop = picture[top : top + crop_h, left : left + crop_w]
     tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, size=3)
-    return np.clip(picture[top : top + crop_h, left : left + crop_w] * tint, 0, 255).astype(np.uint8)
+    crop = np.clip(crop * tint, 0, 255).astype(np.uint8)
+    levels = {f: cv2.resize(crop, (f * WIDTH, f * HEIGHT), interpolation=cv2.INTER_AREA) for f in (1, 2)}
 
-
-def _table(crop: np.ndarray) -> np.ndarray:
-    """Lay the photograph on a cutting mat four times as wide and high; its lines tell size, tilt and place of any photo."""
-    photo_w, photo_h, cell = WIDTH * 3 // 2, HEIGHT * 3 // 2, WIDTH * 3 // 16
-    table = np.full((4 * photo_h, 4 * photo_w, 3), (60, 70, 40), np.uint8)
-    for line in range(5):
-        table[line::cell] = table[:, line::cell] = (130, 170, 150)
-    top, left = 3 * photo_h // 2, 3 * photo_w // 2
-    table[top : top + photo_h, left : left + photo_w] = cv2.resize(crop, (photo_w, photo_h), interpolation=cv2.INTER_AREA)
-    return table
-
-
-def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Render one scene: BGR frames, uint8 (HEIGHT, WIDTH, 3)."""
-    near = _table(_crop(scene.photo, picture, rng))
-    far = cv2.resize(near, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)  # smoothed: small lines do not flicker
     path = _camera(scene.motion.name, rng)
-    phase, hand = rng.uniform(0, 2 * np.pi, size=2), rng.uniform(1, 3)  # nobody holds a camera quite still
+    desk = rng.uniform(50, 75, size=3)  # the photograph lies on a plain grey desk, never as dark as a fade
+    sway, phase, amount = rng.uniform(0.4, 0.9), rng.uniform(0, 2 * np.pi, size=2), rng.uniform(1, 3)
+    frames = []
     for u in np.linspace(0, 1, scene.frames):
         scale, degrees, offset, brightness = path(float(u))
-        table = near if scale > 0.7 else far
-        rows, columns = table.shape[:2]
-        pixels = scale * 4 * WIDTH / columns  # scale from the table's pixels to the frame's
-        matrix = cv2.getRotationMatrix2D((columns / 2, rows / 2), degrees, pixels)
-        sway_x, sway_y = hand * np.sin(2.6 * np.pi * u + phase)
-        matrix[:, 2] += (WIDTH / 2 - columns / 2 + offset * WIDTH + sway_x, HEIGHT / 2 - rows / 2 + sway_y)
-        frame = cv2.warpAffine(table, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_WRAP)
-        yield cv2.convertScaleAbs(frame, alpha=brightness)
+        level = 2 if scale > 1 else 1  # the smaller copy is already smoothed, so that small pictures do not flicker
+        matrix = cv2.getRotationMatrix2D((level * WIDTH / 2, level * HEIGHT / 2), degrees, scale / level)
+        hand_x, hand_y = amount * np.sin(2 * np.pi * sway * 2 * u + phase)
+        matrix[0, 2] += WIDTH / 2 * (1 - level) + offset * WIDTH + hand_x
+        matrix[1, 2] += HEIGHT / 2 * (1 - level) + hand_y
+        frame = cv2.warpAffine(levels[level], matrix, (WIDTH, HEIGHT), borderValue=tuple(desk.tolist()))
+        frames.append(cv2.convertScaleAbs(frame, alpha=brightness))
+    return frames
 
 
 def _write_clip(clip: Clip, pictures: dict[str, np.ndarray], path: Path) -> None:
     rng = np.random.default_rng(clip.seed)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: OpenCV goes by it
-    writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*clip.codec), clip.fps, (WIDTH, HEIGHT))
+    writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*clip.codec), clip.fps, (WIDTH, HEIGHT))
     try:
         if not writer.isOpened():
-            raise RuntimeError(f"OpenCV cannot write {path} with codec {clip.codec}: pip install opencv-python-headless")
+            raise UserError(f"OpenCV cannot write {path} with codec {clip.codec}: pip install opencv-python-headless")
         for scene in clip.scenes:
             for frame in _frames(scene, pictures[scene.photo.file], rng):
                 writer.write(frame)
@@ -407,15 +425,9 @@ def _claim(out: Path, keep: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         marker = out / "captions.txt"
         if not marker.is_file() or not marker.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
-            raise ValueError(f"{out} holds something other than a sample corpus: name a new or empty folder")
+            raise UserError(f"{out} holds something other than a sample corpus: name a new or empty folder")
     (out / "sample.json").unlink(missing_ok=True)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     for path in (out / "videos").glob("sample_[0-9][0-9][0-9][0-9].*"):
         if path.name not in keep and path.suffix in (".mp4", ".avi"):
             path.unlink()  # of the sample corpus that is being replaced
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)

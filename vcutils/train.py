@@ -16,6 +16,7 @@ import gc
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ from vcutils.config import (
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, clip_batches, collate, make_loader
 from vcutils.decode import caption_clips
 from vcutils.model import CaptionModel, caption_loss
-from vcutils.vocab import PAD, Vocabulary
+from vcutils.vocab import PAD, START, Vocabulary
 
 VALIDATION_METRICS = ("Bleu", "CIDEr")
 LOG_FIELDS = (
@@ -114,6 +115,7 @@ def sampled_inputs(model: torch.nn.Module, batch: Batch, share: float) -> Tensor
     real = batch.targets != PAD
     with torch.no_grad():
         logits, _ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, PAD))
+        logits[:, [PAD, START]] = float("-inf")  # no one reads them back
     guesses = torch.zeros_like(batch.targets)
     guesses[real] = logits.argmax(dim=-1)
     inputs = batch.inputs.clone()
@@ -130,6 +132,7 @@ class _Progress:
     step: int = 0  # optimizer steps taken
     best: float = -1.0
     best_epoch: int = 0
+    improved: int = 0  # the last epoch that was strictly better: what patience counts from
     rows: list[dict] = dataclasses.field(default_factory=list)
 
 
@@ -158,8 +161,8 @@ class Trainer:
         self.progress = _Progress()
         if resume:
             self._load_state()
-        elif self.accelerator.is_main_process and (self.run / "last").exists():
-            (self.run / "last" / "resume.safetensors").unlink(missing_ok=True)
+        elif self.accelerator.is_main_process:
+            start_anew(self.run)
 
     def _dataset(self, split: str, captions_per_clip: int | None) -> CaptionDataset:
         settings, data = self.config.train, self.data
@@ -172,6 +175,7 @@ class Trainer:
             settings.max_length,
             settings.seed,
             settings.shuffle_features,
+            settings.frame_dropout,
         )
 
     def _try_batch(self, size: int) -> None:
@@ -268,14 +272,16 @@ class Trainer:
             progress.rows.append(row)
             self._write_log()
             if row["val_CIDEr"] >= progress.best:  # of equals the later, which has learned longer
+                if row["val_CIDEr"] > progress.best:
+                    progress.improved = progress.epoch
                 progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
                 self._save_model("best")
             if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
                 self._save_last()
-        shared = broadcast_object_list([row, progress.best_epoch])
+        shared = broadcast_object_list([row, progress.improved])
         row.update(shared[0])
-        progress.best_epoch = shared[1]
-        stop = bool(settings.patience) and progress.epoch - progress.best_epoch >= settings.patience
+        progress.improved = shared[1]
+        stop = bool(settings.patience) and progress.epoch - progress.improved >= settings.patience
         if stop and self.accelerator.is_main_process:
             self._save_last()
         return stop
@@ -292,13 +298,14 @@ class Trainer:
             total, words = total + float(caption_loss(model, batch)) * count, words + count
         captions = self.captions(self.validation)
         scores = self.references.score(captions, VALIDATION_METRICS)
-        return {"val_loss": total / words, "val_Bleu_4": scores["Bleu_4"], "val_CIDEr": scores["CIDEr"]}
+        return {"val_loss": total / words, "val_Bleu_4": scores["Bleu_4"] or 0.0, "val_CIDEr": scores["CIDEr"] or 0.0}
 
     def captions(self, dataset: CaptionDataset) -> dict[str, str]:
         """Free-running captions of a dataset's clips, from the features that it gives them."""
         sources = [dataset.source[i] for i in dataset.ids]
         batches = clip_batches(self.data.store, sources, 64)
-        found = caption_clips(self.model, self.data.vocabulary, batches, self.config.decode)
+        decode = dataclasses.replace(self.config.decode, beam_size=self.config.train.val_beam_size)
+        found = caption_clips(self.model, self.data.vocabulary, batches, decode)
         return {i: hypotheses[0].caption for i, (_, hypotheses) in zip(dataset.ids, found, strict=True)}
 
     def _write_log(self) -> None:
@@ -363,6 +370,13 @@ def train(run: Path, config: Config, data: CaptionData, resume: bool = False, pr
     return Trainer(run, config, data, resume, progress).fit()
 
 
+def start_anew(run: Path) -> None:
+    """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
+    for pattern in ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json"):
+        for path in run.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: CaptionData) -> None:
     """model.safetensors, config.json and vocab.json: all that captions need, no pickle."""
     data.vocabulary.save(folder / "vocab.json")
@@ -389,7 +403,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
         model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no trained model; run notebook 03 or `python -m vcutils train CORPUS`") from error
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a trained model ({error}); train again") from error
     vocabulary = Vocabulary.load(folder / "vocab.json")
     if len(vocabulary) != model.vocab_size:
@@ -404,6 +418,8 @@ def load_weights(model: CaptionModel, weights: dict[str, Tensor], path: Path) ->
         if name not in weights or weights[name].shape != tensor.shape:
             found = tuple(weights[name].shape) if name in weights else "missing"
             raise UserError(f"{path}: {name} must be {tuple(tensor.shape)}, is {found}; is it of another run?")
+    if surplus := sorted(set(weights) - set(model.state_dict())):
+        raise UserError(f"{path}: {surplus[0]} has no place in this model; is it of another run?")
     model.load_state_dict(weights)
 
 
@@ -420,3 +436,5 @@ def run_config(run: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); train the run again") from error

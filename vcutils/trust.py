@@ -205,10 +205,11 @@ def _ablations(
 
     full = cider(found)
     rows = []
-    for name, changes, reads in (
+    experiments: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("uniform attention", {"attention": "uniform"}, "CIDEr × 100 when this model must look at all frames alike"),
         ("frames shuffled", {"frame_order": "shuffled"}, "CIDEr × 100 when the frames come in another order"),
-    ):
+    )
+    for name, changes, reads in experiments:
         torch.manual_seed(0)
         model = CaptionModel(
             dataclasses.replace(run.model.config, **changes), run.model.vocab_size, run.model.feature_dim

@@ -5,6 +5,7 @@ and pretending otherwise would be looking at the answers.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,10 @@ def _tokenizer():
 
 def tokenize(caption: str) -> list[str]:
     """Lower-cased words of a caption in any language, contractions split (`don't` -> `do n't`), punctuation dropped."""
-    return [word for word in _tokenizer().tokenize(caption.lower()) if any(c.isalnum() for c in word)]
+    # Treebank rules part a full stop from its word only at the very end, so sentences are cut apart first.
+    sentences = re.split(r"(?<=[^\W\d_]{2}[.!?])\s+", caption.lower())
+    words = (word for sentence in sentences for word in _tokenizer().tokenize(sentence))
+    return [word for word in words if any(c.isalnum() for c in word)]
 
 
 @dataclass(frozen=True)

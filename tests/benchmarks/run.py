@@ -126,7 +126,7 @@ def main() -> None:
             "decoding, captions/s, greedy": decoding(1),
             "decoding, captions/s, beam 5": decoding(5),
         }
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     print(f"{machine}\n{'':<42}{'ours':>10}{'plain':>10}{'ratio':>8}")
     for name, sides in results.items():
         print(f"{name:<42}{sides['ours']:>10.1f}{sides['plain']:>10.1f}{sides['ours'] / sides['plain']:>7.1f}x")

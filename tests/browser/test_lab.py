@@ -17,6 +17,7 @@ from vcutils.vocab import build_vocabulary
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 SLOW = 120_000  # ms until a notebook has run
+expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
 
 
 COLOURS = {"red": (40, 40, 220), "green": (40, 190, 40), "blue": (220, 60, 30), "white": (235, 235, 235)}  # BGR
@@ -56,6 +57,7 @@ def explorer_notebook(tmp_path, colour_run):
         "from vcutils.evaluate import load_run\nfrom vcutils.explorer import explore",
         f"explorer = explore(load_run({str(colour_run)!r}))\nexplorer",
         "print(f'{len(explorer.shown.timestamps)} frames')",
+        "import time\n\ntime.sleep(12)",  # a kernel that cannot answer
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -63,10 +65,14 @@ def explorer_notebook(tmp_path, colour_run):
     return folder / "explorer.ipynb"
 
 
+def status_bar(page):
+    return page.locator("#jp-bottom-panel")
+
+
 def run_all(page, address):
     """Open a notebook in JupyterLab and run all its cells."""
     page.goto(address)
-    expect(page.locator("#jp-bottom-panel")).to_contain_text("| Idle", timeout=SLOW)
+    expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -92,7 +98,7 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     page.wait_for_timeout(500)
     page.screenshot(path=screenshots / "lab-light.png")
 
-    # A step: the slider moves, the picture and the lights change, and no message goes to the kernel for it.
+    # A step: the slider moves, the picture and the lights change, while the kernel sleeps.
     before, first = lights(page), stage.inner_text()
     assert len(before) == 6 and min(before) == 0
     words.nth(2).click()
@@ -104,7 +110,10 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     expect(words.nth(3)).to_have_class(re.compile("mod-active"))
     expect(stage).to_contain_text(f"“{word(3)}”")
 
+    expect(status_bar(page)).to_contain_text("| Busy")
+
     # Hiding: the strongest frame goes, and the model looks elsewhere.
+    expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
     strongest = min(range(6), key=lights(page).__getitem__)
     page.locator(".vc-strip .vc-frame").nth(strongest).click()
     expect(page.locator(".vc-effect")).to_contain_text("without the hidden")
@@ -137,6 +146,7 @@ def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_
     run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
     stage, status = page.locator(".vc-stage"), page.locator(".vcx [role=status]")
     expect(stage).to_be_visible(timeout=SLOW)
+    expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
     broken = tmp_path / "<b>broken<b>.mp4"
     broken.write_bytes(b"not a video" * 100)
 

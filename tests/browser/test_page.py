@@ -9,7 +9,7 @@ from vcutils.page import save_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 NASTY = '<script>alert("caption")</script>'
-EVIL_TITLE = "</script><img src=x onerror=alert(1)> \"quoted\" & 'so on' \u2028 🐈"
+EVIL_TITLE = "<!--<script></script ><img src=x onerror=alert(1)> \"quoted\" & 'so on' \u2028 🐈"
 
 
 @pytest.fixture
@@ -38,7 +38,8 @@ def current_word(page):
 def test_first_view_comes_at_once_and_nothing_is_asked_of_any_network(show, make_view, record_property):
     frames = 40
     page = show(make_view(frames=frames, size=(270, 360)))
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    observe = "new PerformanceObserver(list => done(list.getEntries().at(-1).startTime))"
+    paint = page.evaluate(f"new Promise(done => {observe}.observe({{ type: 'paint', buffered: true }}))")
     record_property("first view, ms", round(paint))
     print(f"first view of {frames} frames: {paint:.0f} ms")
     assert paint < 5000
