@@ -123,9 +123,9 @@ display(Markdown("\n".join(table)))
 #   from the frames.
 # - **other clips' features**: the trained model shown the wrong clip. It should fall to the floor.
 # - **nearest training clip**: no language model at all, just the caption of the most similar clip.
-# - **one human against the others**: what a person gets who describes the same clip in their own words. On a corpus
-#   with regular language (such as the sample) a model can score above it, and that does not make it better than a
-#   person: it writes like the average of the references.
+# - **one reference against the others**: what a person gets who describes the same clip in their own words. On a corpus
+#   with regular language (such as the sample, whose five references are written by rule) a model can score above it,
+#   and that does not make it better than a person: it writes like the average of the references.
 
 # %%
 for key, value in result["protocol"].items():

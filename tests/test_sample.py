@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vcutils import sample
+from vcutils.config import UserError
 
 CLIPS = 9
 
@@ -135,7 +136,7 @@ def test_motions_are_visible() -> None:
     share, light = ends["zoom in"]
     assert share[0] < 0.3 and share[-1] > 0.7, (share[0], share[-1])
     share, light = ends["zoom out"]
-    assert share[-1] < 0.2 < 0.8 < share[0]
+    assert share[-1] < 0.3 and share[0] > 0.7, (share[0], share[-1])
     share, light = ends["fade in"]
     assert light[0] < 5 < 40 < light[-1]
     share, light = ends["fade out"]
@@ -236,6 +237,6 @@ def test_too_few_clips_are_refused(tmp_path: Path) -> None:
 
 def test_missing_codec_is_an_error_not_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample.cv2.VideoWriter, "isOpened", lambda self: False, raising=False)
-    with pytest.raises(RuntimeError, match="OpenCV cannot write"):
+    with pytest.raises(UserError, match="OpenCV cannot write"):
         sample.build(tmp_path / "out", clips=8, progress=False)
     assert not (tmp_path / "out" / "sample.json").exists()

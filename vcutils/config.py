@@ -57,7 +57,7 @@ class ModelConfig:
 class TrainConfig:
     """The training loop (notebook 03)."""
 
-    epochs: int = 40  # each epoch shows every clip once, with captions_per_clip of its captions
+    epochs: int = 30  # each epoch shows every clip once, with captions_per_clip of its captions
     batch_size: int = 8  # clips per step, small corpora need many steps; on CUDA an upper bound, see find_batch_size
     find_batch_size: bool = False  # on CUDA: search the largest batch that fits, up to batch_size
     captions_per_clip: int = 5  # K; a clip is encoded once for all of them
@@ -74,7 +74,7 @@ class TrainConfig:
     patience: int = 0  # epochs without a better validation CIDEr before training stops; 0 = never
     val_beam_size: int = 1  # beam of the validation captions; greedy ranks epochs as well, in a third of the time
     max_minutes: float = 0.0  # end cleanly in time, best checkpoint kept; 0 = no limit
-    max_length: int = 20  # words per caption in training and decoding; longer ones are cut
+    max_length: int = 24  # words per caption in training; longer ones are cut
     shuffle_features: bool = False  # control: each clip gets another clip's features; what is left is language alone
     num_workers: int = 0  # loader processes; features are small, so workers pay only on CUDA machines
     seed: int = 0  # every random choice goes through it
@@ -85,7 +85,7 @@ class DecodeConfig:
     """How captions are generated (notebook 04)."""
 
     beam_size: int = 5  # hypotheses kept per clip; 1 = greedy search
-    max_length: int = 20  # words before a caption is cut
+    max_length: int = 24  # words before a caption is cut
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this; 0 prefers short captions
     no_repeat_ngram: int = 0  # forbid repeating an n-gram of this size within a caption; 0 = allowed
 
@@ -164,8 +164,10 @@ PROFILES: dict[str, Config] = {
             accumulation=4,
             clip_norm=1.0,
             checkpoint_every=5,
+            max_length=20,
             seed=42,
         ),
+        decode=DecodeConfig(beam_size=1, max_length=20),
     ),
 }
 

@@ -111,13 +111,14 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     captions = {i: h.caption for i, h in hypotheses.items()}
     shuffled = predict(run.model, run.vocabulary, data.store, ids, decode, sources=derange(ids, seed=0))
     scorer = metrics.References(references)
+    floor = constant_caption(data)
     baselines: dict[str, Any] = {
-        "constant caption": scorer.score(dict.fromkeys(ids, constant_caption(data))),
+        "constant caption": scorer.score({i: floor for i in ids}),
         "nearest training clip": scorer.score(nearest_captions(data, ids)),
         "other clips' features": scorer.score({i: h.caption for i, h in shuffled.items()}),
     }
     if (human := human_line(references)) is not None:
-        baselines["one human against the others"] = human
+        baselines["one reference against the others"] = human
     result = {
         "scores": scorer.score(captions),
         "protocol": protocol(run, split, decode),
@@ -165,7 +166,7 @@ def constant_caption(data: CaptionData, candidates: int = 100) -> str:
     sample = list(train)[:: max(1, len(train) // 200)]
     scorer = metrics.References({i: list(data.captions[i]) for i in sample})
     frequent = [caption for caption, _ in counts.most_common(candidates)]
-    return max(frequent, key=lambda c: scorer.score(dict.fromkeys(sample, c), ("Bleu",))["Bleu_4"] or 0.0)
+    return max(frequent, key=lambda c: scorer.score({i: c for i in sample}, ("Bleu",))["Bleu_4"] or 0.0)
 
 
 def nearest_captions(data: CaptionData, ids: Sequence[str]) -> dict[str, str]:
@@ -239,6 +240,6 @@ def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence
         row[-1].set_axis_off()
         references = [textwrap.fill(r, 58) for r in run.data.captions[video_id][:2]]
         said = textwrap.fill(predictions[video_id].caption, 58)
-        text = "\n".join([f"model: {said}", *(f"human: {r}" for r in references)])
+        text = "\n".join([f"model: {said}", *(f"reference: {r}" for r in references)])
         row[-1].text(0, 0.5, text, va="center", fontsize=9, parse_math=False)
     return figure

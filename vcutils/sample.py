@@ -5,8 +5,8 @@ same plan as its frames, so `events.json` can say exactly in which seconds each 
 Training, validation and test share all nouns, motions and sentence forms, but never a pair of nouns in one clip nor a
 noun with the same motion: a model that memorises clips fails on the test split, one that sees does not.
 
-Every motion changes what is visible in a way that single frames show (how large, how tilted, how far aside, how bright),
-because a pooled image feature knows little of left and right.
+Every motion changes what is visible in a way that single frames show (how large, how tilted, how far aside, how
+bright), because a pooled image feature knows little of left and right.
 """
 
 import importlib.util
@@ -95,39 +95,39 @@ PHOTOS = (
     Photo("rocket.jpg", "a rocket", "a rocket", ("rocket",), (0.49, 0.55, 0.7), "SpaceX, public domain"),
     Photo(
         "coins.png",
-        "a set of coins",
-        "a set of coins",
-        ("coins",),
+        "a coin collection",
+        "a coin collection",
+        ("coin",),
         (0.5, 0.5, 0.9),
         "Brooklyn Museum, no known copyright restrictions",
     ),
     Photo("camera.png", "a photographer", "a man", ("photographer", "man"), (0.5, 0.35, 0.9), "Lav Varshney, CC0"),
-    Photo("brick.png", "a brick wall", "a brick wall", ("brick", "wall"), (0.5, 0.5, 0.9), "CC0Textures, CC0"),
-    Photo("grass.png", "a patch of grass", "a patch of grass", ("grass",), (0.5, 0.5, 0.8), "linolafett, CC0"),
-    Photo("gravel.png", "a bed of gravel", "a bed of gravel", ("gravel",), (0.5, 0.5, 0.7), "CC0Textures, CC0"),
+    Photo("brick.png", "a wall", "a brick wall", ("wall", "brick"), (0.5, 0.5, 0.9), "CC0Textures, CC0"),
+    Photo("grass.png", "a lawn", "a lawn", ("lawn",), (0.5, 0.5, 0.8), "linolafett, CC0"),
+    Photo("gravel.png", "a gravel path", "a gravel path", ("gravel",), (0.5, 0.5, 0.7), "CC0Textures, CC0"),
     Photo(
         "hubble_deep_field.jpg",
-        "a group of galaxies",
-        "a group of galaxies",
-        ("galaxies",),
+        "a galaxy",
+        "a galaxy",
+        ("galaxy",),
         (0.5, 0.5, 0.5),
         "NASA and ESA, public domain",
     ),
     Photo("retina.jpg", "a retina", "an eye", ("retina", "eye"), (0.5, 0.5, 0.95), "Mikael Häggström, CC0"),
     Photo(
         "text.png",
-        "a handwritten note",
-        "a handwritten note",
-        ("handwritten", "note"),
+        "a note",
+        "a note",
+        ("note",),
         (0.5, 0.5, 1.0),
         "Wikipedia, public domain",
     ),
     Photo("cell.png", "a cell", "a cell", ("cell",), (0.79, 0.56, 0.55), "Paul Müller et al., CC0"),
     Photo(
         "ihc.png",
-        "a tissue sample",
-        "a tissue sample",
-        ("tissue", "sample"),
+        "a tissue",
+        "a tissue",
+        ("tissue",),
         (0.5, 0.5, 0.9),
         "CMMI, no known copyright restrictions",
     ),
