@@ -32,9 +32,10 @@ notebooks: $(READY)
 	@out=$$($(BIN)/python -c "from vcutils.config import Config; print(Config.from_env().artifacts / 'notebooks')") && \
 	for notebook in $(NOTEBOOKS); do \
 	  $(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
-	  $(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir "$$out" "$$out/$$(basename $$notebook)" && \
-	  echo "done: $$out/$$(basename $$notebook .ipynb).html" || exit 1; \
-	done
+	  echo "done: $$out/$$(basename $$notebook)" || exit 1; \
+	done && \
+	$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir "$$out" "$$out"/0*.ipynb && \
+	echo "to read: $$out/*.html"
 
 test: $(READY) lint
 	@bash tests/browser/ensure_chromium.sh

@@ -43,11 +43,12 @@ out = run.folder / "attention"
 # %% [markdown]
 # ## One caption
 #
-# We take a test clip and let the model describe it. Each word comes with its own row of weights over the frames.
+# We take the test clip in which the attention wanders furthest from word to word, and let the model describe it; set
+# `video_id` to any other. Each word comes with its own row of weights over the frames.
 
 # %%
 predictions = predict(run.model, run.vocabulary, run.data.store, test, config.decode)
-video_id = max(test, key=lambda i: len(set(predictions[i].attention.argmax(axis=1))))  # where attention moves most
+video_id = max(test, key=lambda i: float(np.abs(np.diff(predictions[i].attention, axis=0)).sum()))
 hypothesis, times = predictions[video_id], timestamps(run, video_id)
 pictures = thumbnails(run, video_id)
 print(video_id, "model:", hypothesis.caption)
@@ -100,12 +101,13 @@ display(Markdown("\n".join(table)))
 explore_words(hypothesis, times, pictures, title=video_id)
 
 # %% [markdown]
-# The slider needs a running notebook. Where scripts do not run, this is the film strip of the word with the most
-# concentrated attention:
+# The slider needs a running notebook. Where scripts do not run, these are the film strips of the word that looks earliest
+# and of the one that looks latest:
 
 # %%
-place = int(attention.entropy(hypothesis.attention).argmin())
-attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures)
+looks_at = hypothesis.attention @ times  # mean time of each word's attention, in seconds
+for place in (looks_at.argmin(), looks_at.argmax()):
+    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures))
 
 # %% [markdown]
 # ## The frames that matter most

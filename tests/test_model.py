@@ -1,5 +1,7 @@
 """The model: padding takes no part, attention is a distribution over real frames, the loss looks ahead."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.nn import functional
 from vcutils.config import DecodeConfig, ModelConfig
 from vcutils.dataset import Batch
 from vcutils.decode import generate
-from vcutils.model import CaptionModel, caption_loss
+from vcutils.model import CaptionModel, RepeatedLinear, caption_loss
 from vcutils.vocab import END, PAD, START
 
 SWITCHES = [{}, {"attention": "uniform"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
@@ -251,7 +253,7 @@ def test_one_batch_is_learned_by_heart_and_said_again(small_model, random_clips,
     batch = Batch(["a", "b", "c", "d"], features, mask, captions)
     model = small_model(attention=attention).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
-    for _ in range(100):
+    for _ in range(150):
         optimizer.zero_grad()
         loss = caption_loss(model, batch)
         loss.backward()
@@ -260,3 +262,26 @@ def test_one_batch_is_learned_by_heart_and_said_again(small_model, random_clips,
     found = generate(model, vocabulary, features, mask, DecodeConfig())
     assert [h[0].caption for h in found] == ["a cat sits", "a dog runs and sits", "man", "a man and a dog"]
     assert model.training, "generating must give the model back as it was"
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_gradient_over_all_steps_is_the_sum_of_each_steps_own(autocast):
+    """RepeatedLinear against plain use of the same layer, in a loop in which each step reads the one before."""
+    torch.manual_seed(0)
+    layer, start = RepeatedLinear(6, 6), torch.randn(3, 2, 6)
+
+    def gradients(context):
+        layer.zero_grad()
+        x = start.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with context:
+                state = x
+                for _ in range(4):
+                    state = torch.tanh(layer(state))
+            (state.float() ** 2).sum().backward()
+        return x.grad, layer.weight.grad.clone()
+
+    tolerance = 3e-2 if autocast else 1e-6
+    for ours, plain in zip(gradients(layer.one_gradient()), gradients(nullcontext()), strict=True):
+        assert torch.allclose(ours, plain, atol=tolerance)
+    assert layer._shared is None

@@ -87,7 +87,7 @@ class _Search:
 
     def step(self) -> None:
         decoder, (rows, beams) = self.model.decoder, self.total.shape
-        self.state, context, weights = decoder.step(decoder.embed(self.words[:, :, -1]), self.state, self.memory)
+        self.state, context, weights = decoder.step(decoder.read(self.words[:, :, -1]), self.state, self.memory)
         log_probs = decoder.logits(self.state[0], context).float().log_softmax(dim=-1)  # (B, K, V)
         log_probs[:, :, NEVER] = float("-inf")
         if self.words.shape[2] == 1:  # a caption has at least one word
@@ -135,7 +135,11 @@ class _Search:
     def _leave(self) -> None:
         """Take clips that are done out of the batch."""
         beams, length = self.total.shape[1], self.words.shape[2] - 1
-        full = torch.tensor([len(self.done[c]) >= beams for c in self.clips.tolist()], device=self.clips.device)
+        best = (self.total.max(dim=1).values / length**self.config.length_penalty).tolist()
+        scores = [sorted((h.score for h in self.done[c]), reverse=True)[:beams] for c in self.clips.tolist()]
+        # Five poor endings must not cut off a good caption that is still being written.
+        enough = [len(s) == beams and s[-1] >= b for s, b in zip(scores, best, strict=True)]
+        full = torch.tensor(enough, device=self.clips.device)
         stuck = ~self.total.isfinite().any(dim=1)
         leaving = full | stuck | (length >= self.config.max_length)
         if not leaving.any():

