@@ -92,7 +92,7 @@ vocabulary.save(config.artifacts / "vocab.json")
 table = ["| split | words the vocabulary does not know |", "|---|---|"]
 for name in SPLITS:
     table.append(f"| {name} | {oov_rate(vocabulary, corpus.captions, splits[name]):.2%} |")
-print(f"{len(vocabulary)} words at min_count = {config.vocab.min_count}, the first four special: {SPECIALS}")
+print(f"{len(vocabulary)} words, kept from {vocabulary.counts[-1]} occurrences on, the first four special: {SPECIALS}")
 display(Markdown("\n".join(table)))
 
 # %% [markdown]

@@ -43,8 +43,8 @@ def test_unknown_profile_lists_the_known_ones(monkeypatch):
         Config.from_env()
 
 
-def test_msvd_profile_holds_the_users_hyperparameters():
-    settings = Config.from_profile("msvd")
+def test_original_profile_holds_the_users_hyperparameters():
+    settings = Config.from_profile("original")
     train, model = settings.train, settings.model
     assert (train.lr, train.weight_decay, train.epochs, train.warmup_epochs) == (1e-4, 1e-5, 20, 5)
     assert (train.accumulation, train.clip_norm, train.checkpoint_every) == (4, 1.0, 5)
@@ -54,7 +54,8 @@ def test_msvd_profile_holds_the_users_hyperparameters():
     assert {model.embed_dim, model.encoder_dim, model.decoder_dim, model.attention_dim} == {512}
     assert model.dropout == 0.5
     assert (model.attention, model.encoder, model.frame_order) == ("additive", "bilstm", "kept")
-    assert (train.label_smoothing, train.scheduled_sampling, train.shuffle_features) == (0, 0, False)
+    assert (train.label_smoothing, train.scheduled_sampling, train.frame_dropout, train.scst_epochs) == (0, 0, 0, 0)
+    assert not train.shuffle_features
 
 
 def test_corpus_variable_counts_from_the_project_root_wherever_the_notebook_runs(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from vcutils.config import DecodeConfig, ModelConfig
 from vcutils.dataset import Batch
 from vcutils.decode import generate
 from vcutils.model import CaptionModel, RepeatedLinear, caption_loss
-from vcutils.vocab import END, PAD, START
+from vcutils.vocab import END, PAD, SPECIALS, START, Vocabulary
 
 SWITCHES = [{}, {"attention": "uniform"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
 
@@ -285,3 +285,19 @@ def test_one_gradient_over_all_steps_is_the_sum_of_each_steps_own(autocast):
     for ours, plain in zip(gradients(layer.one_gradient()), gradients(nullcontext()), strict=True):
         assert torch.allclose(ours, plain, atol=tolerance)
     assert layer._shared is None
+
+
+@pytest.mark.parametrize("encoder", ["bilstm", "none"])
+def test_few_frames_are_spread_evenly_and_the_others_weigh_nothing(small_model, batch, encoder):
+    model = small_model(sharpness=3, encoder=encoder, max_frames=2)
+    logits, weights = model(batch.features, batch.frame_mask, read(batch))
+    kept = [{0, 3}, {0, 1}, {0, 2}]  # of 6, 2 and 4 frames
+    assert [set(weights[b, 0, 0].nonzero().flatten().tolist()) for b in range(3)] == kept
+    few = torch.stack([batch.features[b, sorted(kept[b])] for b in range(3)])
+    plain = small_model(sharpness=3, encoder=encoder)
+    expected, _ = plain(few, torch.ones(3, 2, dtype=torch.bool), read(batch))
+    assert torch.allclose(logits, expected, atol=1e-6)
+    found = generate(
+        model, Vocabulary((*SPECIALS, *"abcdefgh"), (0,) * 12), batch.features, batch.frame_mask, DecodeConfig()
+    )
+    assert [h[0].attention.shape[1] for h in found] == [6, 2, 4]

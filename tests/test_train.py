@@ -9,23 +9,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vcutils import metrics
+from vcutils.checkpoint import load_model, read_log, run_config
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import clip_batches, collate
 from vcutils.decode import caption_clips
 from vcutils.model import caption_loss
+from vcutils.reinforce import sample_captions, sampled_batch
 from vcutils.train import (
     LOG_FIELDS,
     Trainer,
     find_batch_size,
-    load_model,
     lr_factor,
     precision_for,
-    read_log,
-    run_config,
     sampled_inputs,
+    suited_batch_size,
     train,
 )
-from vcutils.vocab import PAD, START
+from vcutils.vocab import END, PAD, START
 
 TIMES = ("seconds", "words_per_second")
 
@@ -152,9 +152,12 @@ def cut_after(monkeypatch, epochs, batches):
     monkeypatch.setattr("vcutils.train.caption_loss", loss)
 
 
+@pytest.mark.parametrize("phases", [{"epochs": 5}, {"epochs": 2, "scst_epochs": 3}], ids=str)
 @pytest.mark.parametrize(("epochs", "batches"), [(2, 1), (3, 1), (0, 1)])
-def test_resumed_run_equals_one_that_was_never_cut(toy_data, toy_config, tmp_path, monkeypatch, epochs, batches):
-    whole, resumed, config = tmp_path / "whole", tmp_path / "resumed", toy_config(epochs=5)
+def test_resumed_run_equals_one_that_was_never_cut(
+    toy_data, toy_config, tmp_path, monkeypatch, phases, epochs, batches
+):
+    whole, resumed, config = tmp_path / "whole", tmp_path / "resumed", toy_config(**phases)
     history = fit(whole, config, toy_data)
     with monkeypatch.context() as patched, pytest.raises(Cut):
         cut_after(patched, epochs, batches)
@@ -433,3 +436,55 @@ def test_control_on_other_clips_features_reaches_training_and_validation(toy_dat
     plain = Trainer(tmp_path / "plain", toy_config(epochs=1), toy_data, progress=False)
     assert sorted(captions) == plain.validation.ids
     assert all(i == source for i, source in plain.validation.source.items())
+
+
+def test_batch_size_grows_with_the_corpus(toy_data, toy_config, tmp_path):
+    assert [suited_batch_size(n) for n in (9, 420, 1200, 3151)] == [8, 8, 24, 32]
+    trainer = Trainer(tmp_path / "run", toy_config(batch_size=0, epochs=1), toy_data, progress=False)
+    trainer.fit()
+    assert run_config(tmp_path / "run")["train"]["batch_size"] == 8
+
+
+def test_sampled_captions_are_well_formed(toy_data, toy_config, tmp_path):
+    trainer = Trainer(tmp_path / "run", toy_config(), toy_data, progress=False)
+    batch = next(iter(trainer.loader))
+    captions = sample_captions(trainer.model, batch, max_length=5)
+    assert captions.shape[:2] == batch.captions.shape[:2] and captions.shape[2] <= 7
+    for row in captions.flatten(0, 1).tolist():
+        end = row.index(END)
+        assert row[0] == START and 2 <= end <= 6 and min(row[1:end]) > END and not any(row[end + 1 :])
+    assert trainer.model.training
+
+
+def test_advantages_compare_a_clips_samples_with_each_other(toy_data, toy_config, tmp_path):
+    trainer = Trainer(tmp_path / "run", toy_config(captions_per_clip=4), toy_data, progress=False)
+    batch = next(iter(trainer.loader))
+    found = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.rewards, 6)
+    assert found.weights.shape == (len(batch.ids), 4)
+    assert torch.allclose(found.weights.sum(1), torch.zeros(len(batch.ids)), atol=1e-5)
+    texts = [" ".join(toy_data.vocabulary.words[w] for w in row if w > END) for row in found.captions[0].tolist()]
+    reward = trainer.rewards.cider([(batch.ids[0], text) for text in texts])
+    expected = [r - (sum(reward) - r) / 3 for r in reward]
+    assert found.weights[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_second_phase_starts_from_the_best_and_raises_the_reward(toy_data, toy_config, tmp_path):
+    settings = {"epochs": 6, "captions_per_clip": 8, "scst_lr": 5e-3}
+    first = fit(tmp_path / "first", toy_config(**settings), toy_data)
+    both = fit(tmp_path / "both", toy_config(**settings, scst_epochs=20), toy_data)
+    assert untimed(both[:6]) == untimed(first) and len(both) == 26
+    assert {row["lr"] for row in both[6:]} == {5e-3}
+    assert max(row["val_CIDEr"] for row in both) >= max(row["val_CIDEr"] for row in first)
+
+    def reward(run):
+        trainer = Trainer(tmp_path / "other", toy_config(**settings), toy_data, progress=False)
+        trainer.model.load_state_dict(load_model(run / "last")[0].state_dict())
+        batch = collate([trainer.dataset[i] for i in range(len(trainer.dataset))])
+        texts = [
+            (i, " ".join(toy_data.vocabulary.words[w] for w in row if w > END))
+            for i, rows in zip(batch.ids, sample_captions(trainer.model, batch, 8).tolist(), strict=True)
+            for row in rows
+        ]
+        return sum(trainer.rewards.cider(texts)) / len(texts)
+
+    assert reward(tmp_path / "both") > 1.1 * reward(tmp_path / "first")

@@ -28,6 +28,7 @@ class Batch:
     features: Tensor  # (B, T, D) float32, zeros where frame_mask is False
     frame_mask: Tensor  # (B, T) bool, True on frames that exist
     captions: Tensor  # (B, K, L+1) int64: <start> words <end>, then <pad>
+    weights: Tensor | None = None  # (B, K) how much each caption's loss counts; None: all alike
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""

@@ -46,7 +46,7 @@ def generate(
     """
     was_training = model.training
     model.eval()
-    search = _Search(model, vocabulary, model.encode(features, frame_mask), config)
+    search = _Search(model, vocabulary, model.encode(features, frame_mask), frame_mask.sum(dim=1).tolist(), config)
     while len(search.clips):
         search.step()
     model.train(was_training)
@@ -69,11 +69,13 @@ def caption_clips(
 class _Search:
     """The beams of the clips that are not done. K is the beam size, t the number of words so far."""
 
-    def __init__(self, model: CaptionModel, vocabulary: Vocabulary, memory: Memory, config: DecodeConfig) -> None:
+    def __init__(
+        self, model: CaptionModel, vocabulary: Vocabulary, memory: Memory, lengths: list[int], config: DecodeConfig
+    ) -> None:
         self.model, self.vocabulary, self.memory, self.config = model, vocabulary, memory, config
         clips, frames = memory.mask.shape
         beams, device = config.beam_size, memory.values.device
-        self.frames = memory.mask.sum(dim=1).tolist()
+        self.frames = lengths
         self.done: list[list[Hypothesis]] = [[] for _ in range(clips)]
         self.unfinished: list[list[Hypothesis]] = [[] for _ in range(clips)]
         self.clips = torch.arange(clips, device=device)  # which clips the rows below belong to

@@ -20,13 +20,13 @@ import torch
 from matplotlib.figure import Figure
 
 from vcutils import metrics
+from vcutils.checkpoint import load_model, run_config
 from vcutils.config import DecodeConfig, UserError, write_text
 from vcutils.corpus import open_corpus
 from vcutils.dataset import CaptionData, FeatureStore, clip_batches, derange, load_data
 from vcutils.decode import Hypothesis, caption_clips, generate
 from vcutils.extract import clip_features, load_backbone, pick_device, read_manifest
 from vcutils.model import CaptionModel
-from vcutils.train import load_model, run_config
 from vcutils.video import frames_at
 from vcutils.vocab import Vocabulary, tokenize
 

@@ -229,8 +229,22 @@ class CaptionModel(nn.Module):
             raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
         if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
             raise ValueError("frame_mask must be True on a clip's first frames (at least one) and False behind them")
+        if self.config.max_frames:
+            return self._encode_few(features, frame_mask)
         values = self.encoder(features, frame_mask)
         return Memory(values, self.decoder.attention.keys(values), frame_mask)
+
+    def _encode_few(self, features: Tensor, frame_mask: Tensor) -> Memory:
+        """Encode `max_frames` of each clip's frames, spread evenly; the others are masked and weigh 0."""
+        lengths, count = frame_mask.sum(dim=1, keepdim=True), self.config.max_frames
+        place = torch.arange(features.shape[1], device=features.device)
+        # A frame is kept when it is the first of one of `count` equal parts of its clip.
+        part = place * count // lengths
+        kept = frame_mask & ((part != (place - 1) * count // lengths) | (place == 0))
+        order = (~kept).int().argsort(dim=1, stable=True)  # kept frames first, in their order
+        values = self.encoder(features.gather(1, order[:, :, None].expand_as(features)), kept.gather(1, order))
+        values = values.gather(1, order.argsort(dim=1)[:, :, None].expand_as(values))
+        return Memory(values, self.decoder.attention.keys(values), kept)
 
     def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher forcing: logits (n, V) of the n real words, and weights (B, K, L, T).
@@ -256,11 +270,15 @@ class CaptionModel(nn.Module):
 def caption_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0, inputs: Tensor | None = None) -> Tensor:
     """Mean cross-entropy per real word, in nats: the target at t is the input at t + 1, padding takes no part.
 
-    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay.
+    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With weights in the
+    batch each word's loss is multiplied by its caption's, and nothing is smoothed.
     """
     real = batch.targets != PAD
     # <end> is a target and never an input; a position is real when its target is.
     given = batch.inputs if inputs is None else inputs
     given = given.masked_fill(~real, PAD)
     logits, _ = model(batch.features, batch.frame_mask, given)
+    if batch.weights is not None:
+        each = functional.cross_entropy(logits.float(), batch.targets[real], reduction="none")
+        return (each * batch.weights[:, :, None].expand_as(real)[real]).mean()
     return functional.cross_entropy(logits.float(), batch.targets[real], label_smoothing=label_smoothing)

@@ -7,7 +7,8 @@ The same function serves one CPU, one GPU, many GPUs and many machines:
     accelerate launch --num_machines 2 --machine_rank 0 --main_process_ip HOST … -m vcutils train CORPUS
 
 Every epoch ends with captions generated for the validation clips (free running, as at test time). Their CIDEr picks
-`best/`; the teacher-forced loss never does, and nothing of the test split is read.
+`best/`; the teacher-forced loss never does, and nothing of the test split is read. An optional second phase goes on
+from `best/` and rewards the model's own captions with their CIDEr (`reinforce`).
 """
 
 import csv
@@ -16,9 +17,9 @@ import gc
 import io
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -32,19 +33,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vcutils import metrics
-from vcutils.config import (
-    Config,
-    ModelConfig,
-    UserError,
-    from_dict,
-    replacing,
-    to_json,
-    write_text,
-)
+from vcutils.checkpoint import load_weights, save_model, start_anew
+from vcutils.config import Config, UserError, replacing, to_json, write_text
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, clip_batches, collate, make_loader
 from vcutils.decode import caption_clips
 from vcutils.model import CaptionModel, caption_loss
-from vcutils.vocab import PAD, START, Vocabulary
+from vcutils.reinforce import sampled_batch
+from vcutils.vocab import PAD, START
 
 VALIDATION_METRICS = ("Bleu", "CIDEr")
 LOG_FIELDS = (
@@ -98,6 +93,11 @@ def find_batch_size(try_batch: Callable[[int], Any], upper: int) -> int:
     return good
 
 
+def suited_batch_size(clips: int) -> int:
+    """Clips per step for a corpus of so many training clips: a fiftieth, so that an epoch has steps enough; 8 to 32."""
+    return min(32, max(8, clips // 50))
+
+
 def precision_for(setting: str, device: torch.device) -> str:
     """Accelerate's mixed_precision value: `auto` is bf16 (or fp16 on older GPUs) on CUDA and fp32 elsewhere."""
     if setting != "auto":
@@ -142,6 +142,9 @@ class Trainer:
     def __init__(self, run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True):
         self.run, self.config, self.data, self.show = Path(run), config, data, progress
         settings = config.train
+        if not settings.batch_size:
+            settings = dataclasses.replace(settings, batch_size=suited_batch_size(len(data.splits["train"])))
+            self.config = config = dataclasses.replace(config, train=settings)
         torch.manual_seed(settings.seed)
         self.accelerator = Accelerator(
             mixed_precision=precision_for(settings.precision, Accelerator().device),
@@ -189,6 +192,16 @@ class Trainer:
             loss = caption_loss(model, batch)
         loss.backward()
 
+    @cached_property
+    def rewards(self) -> metrics.References:
+        """The training captions as references of the self-critical phase."""
+        return metrics.References({i: self.data.captions[i] for i in self.dataset.ids})
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of both phases."""
+        return self.config.train.epochs + self.config.train.scst_epochs
+
     @property
     def history(self) -> list[dict]:
         """One dict per epoch, as in log.csv."""
@@ -205,7 +218,7 @@ class Trainer:
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
         bar = tqdm(
-            total=settings.epochs * len(self.loader),
+            total=self.epochs * len(self.loader),
             initial=self.progress.epoch * len(self.loader),
             desc=f"train {self.run.name}",
             unit="batch",
@@ -213,7 +226,7 @@ class Trainer:
             leave=False,
         )
         stop = False
-        while self.progress.epoch < settings.epochs and not stop:
+        while self.progress.epoch < self.epochs and not stop:
             row = self._epoch(bar, started)
             if row is None:  # out of time within an epoch; what the epoch learned is kept
                 self._save_last()
@@ -230,18 +243,21 @@ class Trainer:
         """One pass over the training clips; None when max_minutes ran out on the way."""
         settings, epoch, begun = self.config.train, self.progress.epoch, monotonic()
         self.dataset.epoch = epoch
+        critical = epoch >= settings.epochs
         share = settings.scheduled_sampling * epoch / max(1, settings.epochs - 1)
         self.wrapped.train()
         total, words, lr = 0.0, 0, 0.0
         for number, batch in enumerate(self.loader):
             with self.accelerator.accumulate(self.wrapped):
-                lr = settings.lr * lr_factor(
-                    epoch + (number + 1) / len(self.loader), settings.warmup_epochs, settings.epochs
-                )
+                done = epoch + (number + 1) / len(self.loader)
+                lr = settings.lr * lr_factor(done, settings.warmup_epochs, settings.epochs)
+                lr = settings.scst_lr if critical else lr
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
+                if critical:
+                    batch = sampled_batch(self.model, batch, self.data.vocabulary, self.rewards, settings.max_length)
                 with self.accelerator.autocast():
-                    inputs = sampled_inputs(self.wrapped, batch, share) if share else None
+                    inputs = sampled_inputs(self.wrapped, batch, share) if share and not critical else None
                     loss = caption_loss(self.wrapped, batch, settings.label_smoothing, inputs)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
@@ -276,8 +292,11 @@ class Trainer:
                     progress.improved = progress.epoch
                 progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
                 self._save_model("best")
-            if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
-                self._save_last()
+        if progress.epoch == settings.epochs and settings.scst_epochs:  # the second phase goes on from the best
+            self.accelerator.wait_for_everyone()
+            load_weights(self.model, load_file(self.run / "best" / "model.safetensors"), self.run / "best")
+        if progress.epoch % settings.checkpoint_every == 0 or progress.epoch in (settings.epochs, self.epochs):
+            self._save_last()
         shared = broadcast_object_list([row, progress.improved])
         row.update(shared[0])
         progress.improved = shared[1]
@@ -368,73 +387,3 @@ class Trainer:
 def train(run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True) -> list[dict]:
     """Train a run into the folder `run` and return its history, one dict per epoch (see log.csv)."""
     return Trainer(run, config, data, resume, progress).fit()
-
-
-def start_anew(run: Path) -> None:
-    """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
-    for pattern in ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json"):
-        for path in run.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: CaptionData) -> None:
-    """model.safetensors, config.json and vocab.json: all that captions need, no pickle."""
-    data.vocabulary.save(folder / "vocab.json")
-    about = {
-        "model": dataclasses.asdict(config),
-        "vocab_size": model.vocab_size,
-        "feature_dim": model.feature_dim,
-        "corpus": data.root.name,
-        "features": data.store.folder.name,
-    }
-    write_text(folder / "config.json", json.dumps(about, indent=2))
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file({n: t.contiguous().cpu() for n, t in model.state_dict().items()}, temporary)
-
-
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[CaptionModel, Vocabulary, dict]:
-    """(model, vocabulary, config.json as a dict) of a best/ or last/ folder.
-
-    Raises UserError that names what is missing or does not fit.
-    """
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no trained model; run notebook 03 or `python -m vcutils train CORPUS`") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: not a trained model ({error}); train again") from error
-    vocabulary = Vocabulary.load(folder / "vocab.json")
-    if len(vocabulary) != model.vocab_size:
-        raise UserError(f"{folder}: vocab.json has {len(vocabulary)} words, the model {model.vocab_size}")
-    load_weights(model, weights, folder / "model.safetensors")
-    return model.to(device).eval(), vocabulary, about
-
-
-def load_weights(model: CaptionModel, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model. Raises UserError with the first tensor that does not fit."""
-    for name, tensor in model.state_dict().items():
-        if name not in weights or weights[name].shape != tensor.shape:
-            found = tuple(weights[name].shape) if name in weights else "missing"
-            raise UserError(f"{path}: {name} must be {tuple(tensor.shape)}, is {found}; is it of another run?")
-    if surplus := sorted(set(weights) - set(model.state_dict())):
-        raise UserError(f"{path}: {surplus[0]} has no place in this model; is it of another run?")
-    model.load_state_dict(weights)
-
-
-def read_log(run: Path) -> list[dict[str, float]]:
-    """log.csv as a list of dicts of numbers."""
-    with open(Path(run) / "log.csv", newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def run_config(run: Path) -> dict[str, Any]:
-    """config.json of a run. Raises UserError when the folder is not a run."""
-    path = Path(run) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); train the run again") from error

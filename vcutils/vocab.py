@@ -80,12 +80,19 @@ class Vocabulary:
             raise UserError(f"{path}: not a vocabulary ({error}); build it again") from error
 
 
+def suited_min_count(captions: int) -> int:
+    """How often a word must occur to be learned from so many training captions: once per power of ten."""
+    return max(1, len(str(captions)) - 1)
+
+
 def build_vocabulary(captions: Mapping[str, list[str]], train_ids: Iterable[str], min_count: int) -> Vocabulary:
-    """Words of the training clips that occur at least `min_count` times, most frequent first.
+    """Words of the training clips that occur at least `min_count` times (0: `suited_min_count`), most frequent first.
 
     Raises UserError when no word is that frequent.
     """
-    counter = Counter(word for i in train_ids for caption in captions[i] for word in tokenize(caption))
+    texts = [caption for i in train_ids for caption in captions[i]]
+    min_count = min_count or suited_min_count(len(texts))
+    counter = Counter(word for caption in texts for word in tokenize(caption))
     kept = sorted(((w, c) for w, c in counter.items() if c >= min_count), key=lambda item: (-item[1], item[0]))
     if not kept:
         raise UserError(f"vocabulary: no word occurs {min_count} times in the training captions; lower min_count")
