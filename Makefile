@@ -2,7 +2,8 @@
 # make test        set everything up, lint, and pass the tests
 # make lab         open the notebooks in JupyterLab
 # make bench       measured ratios against plain loops
-# make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile
+# make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile; notebook 04 shows
+#                  the ablations only where `python -m vcutils ablate data/corpora/sample --seeds 2` ran before
 # make clean       remove artifacts and caches, keep .venv
 #
 # The CPU build of torch instead of the platform's default (README, "Choosing a torch"):

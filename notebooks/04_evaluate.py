@@ -23,16 +23,18 @@
 
 # %%
 # %matplotlib inline
+import json
 import math
 from collections import Counter
 
 from IPython.display import Markdown, display
 
 from vcutils import metrics
+from vcutils.ablate import ablation_table
 from vcutils.config import Config
 from vcutils.dataset import pad_frames
 from vcutils.decode import generate
-from vcutils.evaluate import evaluate, load_run, plot_examples, predict
+from vcutils.evaluate import PUBLISHED_MSVD, evaluate, load_run, plot_examples, predict
 
 config = Config.from_env()
 run = load_run(config.artifacts / "runs" / "default")
@@ -107,7 +109,10 @@ assert by_hand + 1e-6 >= result["scores"]["Bleu_4"], "the length penalty can onl
 print(f"BLEU-4 by hand, without length penalty: {100 * by_hand:.1f}; toolkit: {100 * result['scores']['Bleu_4']:.1f}")
 
 # %%
-rows = {"**this model**": result["scores"], "trained on other clips' features": control["scores"], **result["baselines"]}
+rows = {"**this model**": result["scores"]}
+if result["seeds"]:
+    rows |= {"mean over the seeds": result["seeds"]["mean"], "± sd": result["seeds"]["sd"]}
+rows |= {"trained on other clips' features": control["scores"], **result["baselines"]}
 names = list(result["scores"])
 table = ["| × 100 | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
 for name, scores in rows.items():
@@ -134,6 +139,36 @@ for key, value in result["protocol"].items():
 # %% [markdown]
 # A score without these lines cannot be compared with anybody's: another split, fewer references or another tokenizer
 # moves it by more than most papers claim as progress.
+#
+# ## Where one stands
+#
+# - These are published results on MSVD's official test split: BLEU-4, METEOR, ROUGE-L and CIDEr. They are comparable
+#   only with a run on that corpus and split, and even there the features differ from row to row.
+# - The human line is the one to remember: a person's caption, scored against the other people's.
+
+# %%
+table = ["| MSVD test, × 100 | BLEU-4 | METEOR | ROUGE-L | CIDEr |", "|---|---|---|---|---|"]
+table += [f"| {name} | {' | '.join(map(str, scores))} |" for name, scores in PUBLISHED_MSVD.items()]
+display(Markdown("\n".join(table)))
+
+# %% [markdown]
+# ## What is each part worth?
+#
+# - Take one part away, train again, score on the *validation* split: the difference is what the part was worth here.
+# - That takes a training per row and seed, so it is a command of its own: `python -m vcutils ablate CORPUS --seeds 3`.
+
+# %%
+measured = config.artifacts / "ablations.json"
+if measured.is_file():
+    ablations = json.loads(measured.read_text(encoding="utf-8"))
+    print(", ".join(f"{key}: {value}" for key, value in ablations["protocol"].items()))
+    display(Markdown(ablation_table(ablations)))
+else:
+    print("Not measured on this machine yet: python -m vcutils ablate", config.corpus_dir.name)
+
+# %% [markdown]
+# Read each row as "without it". A part that costs nothing to take away is not useless everywhere: on short clips with
+# few scenes the order of frames can hardly matter.
 #
 # ## The captions themselves
 #

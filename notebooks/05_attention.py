@@ -34,6 +34,7 @@ from vcutils.config import Config, write_text
 from vcutils.dataset import pad_frames
 from vcutils.evaluate import load_run, predict, thumbnails, timestamps
 from vcutils.explorer import explore_words
+from vcutils.page import page_for
 
 config = Config.from_env()
 run = load_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
@@ -157,13 +158,16 @@ else:
 #   (Wiegreffe & Pinter 2019). So: evidence, to be tested, not proof.
 #
 # ## Keep it
+#
+# - `explorer.html` is the same view as one file that needs no notebook: open it, or send it to someone.
 
 # %%
 for i in test:
     write_text(out / f"{i}.json", json.dumps(attention.attention_dict(predictions[i], timestamps(run, i))))
 figure = attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption)
 figure.savefig(out / f"{video_id}.png", dpi=150)
-print(f"{len(test)} attention files and one figure in {out.parent.name}/{out.name}")
+problems = page_for(run, [video_id, *[i for i in test if i != video_id][:2]], out / "explorer.html", config.decode)
+print(f"{len(test)} attention files, a figure and explorer.html in runs/{out.parent.name}/{out.name}", *problems)
 
 # %% [markdown]
 # ## Recap

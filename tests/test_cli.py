@@ -172,7 +172,7 @@ def test_whole_way_from_clips_to_captions(call, tiny_corpus, snapshot, tmp_path)
 
     code, out, _ = call("evaluate", run, "--beam", "2", "--json")
     result = json.loads(out)
-    assert code == 0 and set(result) == {"scores", "protocol", "baselines"} and result["protocol"]["beam"] == 2
+    assert code == 0 and set(result) == {"scores", "protocol", "baselines", "seeds"} and result["protocol"]["beam"] == 2
     assert result == json.loads((run / "metrics_test.json").read_text(encoding="utf-8"))
     code, out, _ = call("evaluate", run, "--split", "val")
     assert code == 0 and "Bleu_4" in out and "constant caption" in out
@@ -211,10 +211,15 @@ def test_corpus_that_brings_features_trains_on_them(call, tmp_path):
     for i in "abcdef":
         np.save(root / "features" / "c3d" / f"{i}.npy", rng.normal(size=(4, 9)).astype(np.float32))
     (root / "captions.txt").write_text("".join(f"{i} a cat sits\n{i} the cat runs\n" for i in "abcdef"))
-    code, _, _ = call("train", root, "--epochs", "1", "--data", tmp_path / "data", "--json")
+    code, out, _ = call("train", root, "--epochs", "1", "--seeds", "2", "--data", tmp_path / "data", "--json")
     run = tmp_path / "data" / "ready" / "runs" / "default"
+    assert [row["run"].replace("\\", "/").rsplit("/", 1)[1] for row in json.loads(out)["runs"]] == [
+        "default",
+        "default-seed1",
+    ]
     assert code == 0 and json.loads((run / "config.json").read_text())["features"].endswith("c3d")
-    assert call("evaluate", run, "--beam", "1", "--json")[0] == 0
+    code, out, _ = call("evaluate", run, "--beam", "1", "--json")
+    assert code == 0 and json.loads(out)["protocol"]["seeds"] == [0, 1]
     code, _, err = call("extract", root, "--data", tmp_path / "data")
     assert code == 2 and "no clips" in err
     code, _, err = call("caption", run, tmp_path / "any.mp4")

@@ -150,3 +150,14 @@ def test_written_files_are_readable_by_the_group_as_the_umask_says(tmp_path):
     plain.write_text("x")
     write_text(tmp_path / "ours", "x")
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+
+
+def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
+    sizes = {"sample": (84, 420), "medium": (420, 8400), "large": (3151, 63020)}
+    found = {}
+    for name, size in sizes.items():
+        settings = config.suited(Config(), *size)
+        found[name] = (settings.train.epochs, settings.train.batch_size, settings.train.lr, settings.model.dropout)
+    assert found == {"sample": (30, 8, 1e-3, 0.5), "medium": (30, 8, 2e-3, 0.3), "large": (20, 32, 2e-3, 0.3)}
+    original = Config.from_profile("original")
+    assert config.suited(original, 84, 420) == original

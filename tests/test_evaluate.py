@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from vcutils import metrics
 from vcutils.config import DecodeConfig, UserError
@@ -20,6 +21,7 @@ from vcutils.evaluate import (
     plot_examples,
     predict,
     score_table,
+    sister_runs,
     thumbnails,
     timestamps,
     typical_caption,
@@ -48,7 +50,7 @@ def test_predictions_file_has_the_contracts_shape(run, result):
 
 def test_metrics_file_has_the_contracts_shape(run, result):
     written = json.loads((run.folder / "metrics_test.json").read_text(encoding="utf-8"))
-    assert written == result and set(written) == {"scores", "protocol", "baselines"}
+    assert written == result and set(written) == {"scores", "protocol", "baselines", "seeds"}
     assert set(written["scores"]) == METRICS
     for name, value in written["scores"].items():
         assert value is None or 0 <= value <= (10 if name == "CIDEr" else 1), name
@@ -210,3 +212,28 @@ def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
     (tmp_path / "runs" / "tiny" / "config.json").write_text(json.dumps(config | {"corpus_dir": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match="gone: no such folder"):
         load_run(tmp_path / "runs" / "tiny")
+
+
+def test_seeds_are_reported_with_mean_and_standard_deviation(run, result, tiny_config, tmp_path):
+    """A sister differs in the seed alone; a run with another recipe beside it does not count."""
+    assert result["seeds"] is None
+    folder = tmp_path / "data" / "runs"
+    shutil.copytree(run.folder.parent.parent, folder.parent, dirs_exist_ok=True)
+    for name, seed, epochs in (("b", 7, None), ("c", 8, 99)):
+        shutil.copytree(run.folder, folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        config["train"]["seed"] = seed
+        config["train"]["epochs"] = epochs or config["train"]["epochs"]
+        (folder / name / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "b" / "best" / "model.safetensors")
+    save_file({n: t * 0.5 for n, t in weights.items()}, folder / "b" / "best" / "model.safetensors")
+    again = load_run(folder / run.folder.name)
+    assert [sister.folder.name for sister in sister_runs(again)] == ["b"]
+    both = evaluate(again, decode=DecodeConfig(beam_size=2))
+    assert both["scores"] == result["scores"] and both["protocol"]["seeds"] == [run.config["train"]["seed"], 7]
+    other = evaluate(load_run(folder / "b"), decode=DecodeConfig(beam_size=2))["scores"]
+    pair = [result["scores"]["Bleu_1"], other["Bleu_1"]]
+    assert pair[0] != pair[1]
+    assert both["seeds"]["mean"]["Bleu_1"] == pytest.approx(sum(pair) / 2)
+    assert both["seeds"]["sd"]["Bleu_1"] == pytest.approx(abs(pair[0] - pair[1]) / 2**0.5)
+    assert "mean of 2 seeds" in score_table(both)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ORDER = (
     "config sample corpus video extract vocab dataset model decode ptb metrics reinforce checkpoint train "
-    "evaluate attention trust page explorer cli"
+    "evaluate ablate attention trust page explorer cli"
 ).split()
 
 

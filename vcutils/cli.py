@@ -112,6 +112,7 @@ def train(
     train: tyro.conf.OmitArgPrefixes[TrainConfig],
     model: tyro.conf.OmitArgPrefixes[ModelConfig],
     run: str = "default",
+    seeds: int = 1,
     resume: bool = False,
     backbone: str | None = None,
     data: DataArg = None,
@@ -121,24 +122,51 @@ def train(
 
     Args:
         run: name of the run, data/<corpus>/runs/<name>.
+        seeds: how many runs, with seeds S, S+1, …; `evaluate` then reports mean and standard deviation.
         resume: go on from the run's last checkpoint.
         backbone: which features (default: those that the corpus brings, else the profile's).
 
     """
-    from vcutils.corpus import open_corpus
-    from vcutils.dataset import load_data
     from vcutils.train import Trainer
 
     config = dataclasses.replace(_config(corpus, data), train=train, model=model)
-    if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
-        _report(_make_vocab(config), as_json=False, file=sys.stderr)
-    folder = config.artifacts / "runs" / _name(run)
-    opened = open_corpus(corpus)
-    features = backbone or (None if opened.features else config.extract.backbone)
-    trainer = Trainer(folder, config, load_data(opened, config.artifacts, features), resume=resume)
-    trainer.fit()
+    name, reports = _name(run), []
+    loaded = _training_data(config, backbone)
+    for seed in range(train.seed, train.seed + max(1, seeds)):
+        folder = config.artifacts / "runs" / (name if seed == train.seed else f"{name}-seed{seed}")
+        settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
+        trainer = Trainer(folder, settings, loaded, resume=resume)
+        trainer.fit()
+        reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()})
     if trainer.accelerator.is_main_process:
-        _report({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()}, as_json)
+        _report(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
+    return 0
+
+
+def ablate(
+    corpus: CorpusArg, seeds: int = 1, split: str = "val", data: DataArg = None, as_json: JsonArg = False
+) -> int:
+    """What each part of the model is worth: trains it without that part, and writes ablations.json.
+
+    Args:
+        seeds: runs per variant.
+        split: the split to score on; val, since choices must not be made on test.
+
+    """
+    from vcutils.ablate import ablate as run_ablations
+    from vcutils.ablate import ablation_table
+
+    config = _config(corpus, data)
+    first = config.train.seed
+    loaded = _training_data(config, None)
+    if split not in loaded.splits:
+        raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
+    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split)
+    if as_json:
+        _report(result, as_json=True)
+    else:
+        _report(result["protocol"], as_json=False)
+        print(ablation_table(result))
     return 0
 
 
@@ -269,7 +297,7 @@ def explore(
     return 1 if problems else 0
 
 
-VERBS = (sample, doctor, extract, vocab, train, evaluate, score, caption, explore)
+VERBS = (sample, doctor, extract, vocab, train, ablate, evaluate, score, caption, explore)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -297,6 +325,17 @@ def _config(corpus: Path, data: Path | None) -> Config:
     """The profile's settings on a corpus that the user names."""
     config = dataclasses.replace(Config.from_env(), corpus=Path(corpus).expanduser().resolve())
     return dataclasses.replace(config, data=data.expanduser().resolve()) if data else config
+
+
+def _training_data(config: Config, backbone: str | None) -> Any:
+    """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
+    from vcutils.corpus import open_corpus
+    from vcutils.dataset import load_data
+
+    if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
+        _report(_make_vocab(config), as_json=False, file=sys.stderr)
+    opened = open_corpus(config.corpus_dir)
+    return load_data(opened, config.artifacts, backbone or (None if opened.features else config.extract.backbone))
 
 
 def _make_vocab(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vcutils.config import UserError
+from vcutils.config import Config, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.extract import feature_folder
 from vcutils.vocab import PAD, Vocabulary
@@ -96,6 +96,11 @@ class CaptionData:
     captions: Mapping[str, Sequence[str]]
     splits: Mapping[str, Sequence[str]]  # ids with captions and features only
     vocabulary: Vocabulary
+
+    def suited(self, config: Config) -> Config:
+        """The settings with what was left open filled in for this corpus' size (`config.suited`)."""
+        train = self.splits["train"]
+        return suited(config, len(train), sum(len(self.captions[i]) for i in train))
 
 
 def load_data(corpus: Corpus, artifacts: Path, backbone: str | None = None) -> CaptionData:

@@ -30,6 +30,17 @@ from vcutils.model import CaptionModel
 from vcutils.video import frames_at
 from vcutils.vocab import Vocabulary, tokenize
 
+# BLEU-4, METEOR, ROUGE-L, CIDEr × 100 on MSVD's official test split as published: to see where one stands, not a
+# contest, since features and tokenization differ from row to row.
+PUBLISHED_MSVD = {
+    "GIT-L (Wang et al. 2022)": (75.8, 48.7, 85.5, 162.9),
+    "SwinBERT (Lin et al. 2022)": (58.2, 41.3, 77.5, 120.6),
+    "RecNet local, Inception-v4 (Wang et al. 2018)": (52.3, 34.1, 69.8, 80.3),
+    "temporal attention, ResNet-152 (X-modaler)": (51.0, 33.5, 70.0, 77.2),
+    "SA-LSTM, ResNet-152 (hobincar, GitHub)": (50.8, 33.3, 69.8, 79.5),
+    "MP-LSTM, no attention, ResNet-152 (X-modaler)": (48.1, 32.4, 68.1, 73.1),
+    "one human caption against the others (670 clips, pycocoevalcap)": (57.1, 42.3, 76.2, 121.0),
+}
 VERSIONED = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
 
 
@@ -60,6 +71,22 @@ def load_run(folder: Path, checkpoint: str = "best", device: torch.device | None
     if data.store.dim != model.feature_dim:
         raise UserError(f"{data.store.folder}: {data.store.dim} numbers per frame, {folder} wants {model.feature_dim}")
     return Run(folder, config, model, vocabulary, data)
+
+
+def sister_runs(run: Run) -> list[Run]:
+    """Finished runs beside this one with the same settings but for the seed, by seed: see `train --seeds`."""
+
+    def settings(config: dict[str, Any]) -> str:
+        train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
+        return json.dumps([train, config["model"], config["features"]], sort_keys=True)
+
+    found = {run.config["train"]["seed"]: run}
+    for path in sorted(run.folder.parent.glob("*/config.json")):
+        config = run_config(path.parent)
+        if (path.parent / "best").is_dir() and settings(config) == settings(run.config):
+            model, vocabulary, _ = load_model(path.parent / "best", next(run.model.parameters()).device)
+            found.setdefault(config["train"]["seed"], Run(path.parent, config, model, vocabulary, run.data))
+    return [found[seed] for seed in sorted(found) if found[seed] is not run]
 
 
 def predict(
@@ -99,8 +126,9 @@ def caption_files(
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
     """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
 
-    Returns {"scores", "protocol", "baselines"}; scores are fractions under the COCO toolkit's names. Raises UserError
-    for an unknown split.
+    Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names. "seeds"
+    holds mean and standard deviation over this run and its sisters, where there are some. Raises UserError for an
+    unknown split.
     """
     data, decode = run.data, decode or DecodeConfig()
     if split not in data.splits:
@@ -119,10 +147,13 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     }
     if (human := human_line(references)) is not None:
         baselines["one reference against the others"] = human
+    sisters = sister_runs(run)
+    scores = scorer.score(captions)
     result = {
-        "scores": scorer.score(captions),
-        "protocol": protocol(run, split, decode),
+        "scores": scores,
+        "protocol": protocol([run, *sisters], split, decode),
         "baselines": baselines,
+        "seeds": over_seeds([scores, *(scorer.score(_captions(sister, ids, decode)) for sister in sisters)]),
     }
     predictions = {
         i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
@@ -132,8 +163,25 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     return result
 
 
-def protocol(run: Run, split: str, decode: DecodeConfig) -> dict[str, Any]:
-    """What a reader must know to compare the scores with others'."""
+def _captions(run: Run, ids: Sequence[str], decode: DecodeConfig) -> dict[str, str]:
+    found = predict(run.model, run.vocabulary, run.data.store, ids, decode)
+    return {i: h.caption for i, h in found.items()}
+
+
+def over_seeds(scores: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]] | None:
+    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation); None for a single run."""
+    if len(scores) < 2:
+        return None
+    values = {n: [float(s[n] or 0.0) for s in scores] for n, v in scores[0].items() if v is not None}
+    return {
+        "mean": {n: float(np.mean(v)) for n, v in values.items()},
+        "sd": {n: float(np.std(v, ddof=1)) for n, v in values.items()},
+    }
+
+
+def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str, Any]:
+    """What a reader must know to compare the scores with others'; `runs` differ in their seed alone."""
+    run = runs[0]
     counts = [len(run.data.captions[i]) for i in run.data.splits[split]]
     return {
         "corpus": run.data.root.name,
@@ -151,7 +199,7 @@ def protocol(run: Run, split: str, decode: DecodeConfig) -> dict[str, Any]:
         "checkpoint": "best CIDEr of generated captions on the validation split",
         "features": Path(run.config["features"]).name,
         "frames per clip": run.config["extract"]["num_frames"],
-        "seeds": [run.config["train"]["seed"]],
+        "seeds": [r.config["train"]["seed"] for r in runs],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
     }
 
@@ -201,7 +249,11 @@ def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> dict[s
 def score_table(result: Mapping[str, Any], model_name: str = "this model") -> str:
     """Scores × 100 and baselines as aligned text, the model's row first."""
     names = [n for n, v in result["scores"].items() if v is not None]
-    rows = {model_name: result["scores"], **result["baselines"]}
+    rows = {model_name: result["scores"]}
+    if result.get("seeds"):
+        rows[f"mean of {len(result['protocol']['seeds'])} seeds"] = result["seeds"]["mean"]
+        rows["± standard deviation"] = result["seeds"]["sd"]
+    rows |= result["baselines"]
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{n:>9}" for n in names)]
     lines += [f"{row:<{width}}" + "".join(_cell(scores.get(n)) for n in names) for row, scores in rows.items()]

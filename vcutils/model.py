@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.config = config
         width = 2 * config.encoder_dim
         self.project = nn.Linear(feature_dim, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout or 0.0)
         if config.encoder == "bilstm":
             self.lstm = nn.LSTM(width, config.encoder_dim, batch_first=True, bidirectional=True)
 
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         self.init_cell = nn.Linear(memory_dim, config.decoder_dim)
         self.mix = nn.Linear(config.decoder_dim + memory_dim, config.embed_dim)
         self.words = nn.Linear(config.embed_dim, vocab_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout or 0.0)
 
     def start(self, memory: Memory, count: int) -> State:
         """The state before the first word, for `count` captions of each clip: (B, count, H) twice."""
@@ -257,8 +257,8 @@ class CaptionModel(nn.Module):
         state = self.decoder.start(memory, inputs.shape[1])
         hiddens, contexts, weights = [], [], []
         with self.decoder.gates.one_gradient(), self.decoder.attention.query.one_gradient():
-            for t in range(inputs.shape[2]):
-                state, context, weight = self.decoder.step(words[:, :, t], state, memory)
+            for word in words.unbind(2):  # its backward is one stack, that of slices a full tensor of zeros each
+                state, context, weight = self.decoder.step(word, state, memory)
                 hiddens.append(state[0])
                 contexts.append(context)
                 weights.append(weight)

@@ -25,7 +25,8 @@ from time import monotonic
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -93,11 +94,6 @@ def find_batch_size(try_batch: Callable[[int], Any], upper: int) -> int:
     return good
 
 
-def suited_batch_size(clips: int) -> int:
-    """Clips per step for a corpus of so many training clips: a fiftieth, so that an epoch has steps enough; 8 to 32."""
-    return min(32, max(8, clips // 50))
-
-
 def precision_for(setting: str, device: torch.device) -> str:
     """Accelerate's mixed_precision value: `auto` is bf16 (or fp16 on older GPUs) on CUDA and fp32 elsewhere."""
     if setting != "auto":
@@ -140,14 +136,15 @@ class Trainer:
     """One run: `fit()` trains it, `history` is its log."""
 
     def __init__(self, run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True):
-        self.run, self.config, self.data, self.show = Path(run), config, data, progress
+        self.run, self.data, self.show = Path(run), data, progress
+        self.config = config = data.suited(config)
         settings = config.train
-        if not settings.batch_size:
-            settings = dataclasses.replace(settings, batch_size=suited_batch_size(len(data.splits["train"])))
-            self.config = config = dataclasses.replace(config, train=settings)
         torch.manual_seed(settings.seed)
+        precision = precision_for(settings.precision, PartialState().device)
+        if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+            AcceleratorState._reset_state()  # an earlier run of this process used another precision
         self.accelerator = Accelerator(
-            mixed_precision=precision_for(settings.precision, Accelerator().device),
+            mixed_precision=precision,
             gradient_accumulation_steps=settings.accumulation,
         )
         self.model = CaptionModel(config.model, len(data.vocabulary), data.store.dim)
@@ -213,7 +210,7 @@ class Trainer:
 
     def fit(self) -> list[dict]:
         """Train to the end (or to max_minutes, or until patience runs out) and return the history."""
-        settings, started = self.config.train, monotonic()
+        started = monotonic()
         if self.accelerator.is_main_process:
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))

@@ -14,7 +14,6 @@ can show:
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from vcutils.attention import entropy, ground, grounding_table, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import pad_frames
 from vcutils.decode import Hypothesis
-from vcutils.evaluate import Run, load_run, predict, timestamps
+from vcutils.evaluate import Run, predict, sister_runs, timestamps
 from vcutils.model import CaptionModel
 from vcutils.vocab import PAD, START, Vocabulary
 
@@ -111,22 +110,6 @@ def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> lis
     return found
 
 
-def sister_run(run: Run) -> Run | None:
-    """Another run of the same corpus with the same settings but for its seed, or None."""
-
-    def settings(config: dict[str, Any]) -> str:
-        train = {k: v for k, v in config["train"].items() if k != "seed"}
-        return json.dumps([train, config["model"], config["features"]], sort_keys=True)
-
-    for path in sorted(run.folder.parent.glob("*/config.json")):
-        if path.parent == run.folder or not (path.parent / "best").is_dir():
-            continue
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config["train"]["seed"] != run.config["train"]["seed"] and settings(config) == settings(run.config):
-            return load_run(path.parent, device=next(run.model.parameters()).device)
-    return None
-
-
 def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> list[dict[str, str]]:
     """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
     decode = decode or DecodeConfig()
@@ -136,11 +119,12 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
     rows += _pointing(run, found)
     rows += _deletion(run, found)
     rows += _ablations(run, ids, found, decode)
-    other = sister_run(run)
-    if other is None:
+    sisters = sister_runs(run)
+    if not sisters:
         seed = run.config["train"]["seed"] + 1
         rows.append(_row("seed agreement", "–", "", f"no sister run: train the same with --seed {seed} --run NAME"))
     else:
+        other = sisters[0]
         values = agreement(run, other, found)
         mean, low, high = mean_with_interval(values)
         text = f"two trainings look at the same frames when near 1 ({run.folder.name}, {other.folder.name})"

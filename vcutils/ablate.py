@@ -1,0 +1,103 @@
+"""What is each part worth? The same training with one part taken away, over several seeds."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vcutils import metrics
+from vcutils.checkpoint import load_model, read_log, run_config
+from vcutils.config import Config, to_json, write_text
+from vcutils.dataset import CaptionData
+from vcutils.evaluate import over_seeds, predict
+from vcutils.train import Trainer
+
+METRICS = ("Bleu", "CIDEr")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full model": {},
+    "uniform attention": {"attention": "uniform"},
+    "mean pool (uniform attention, no BiLSTM)": {"attention": "uniform", "encoder": "none"},
+    "no BiLSTM": {"encoder": "none"},
+    "frames shuffled": {"frame_order": "shuffled"},
+    "4 frames": {"max_frames": 4},
+    "1 frame": {"max_frames": 1},
+}
+
+
+def ablate(
+    config: Config,
+    data: CaptionData,
+    runs: Path,
+    seeds: Sequence[int] = (0,),
+    split: str = "val",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train every variant with every seed and score it on `split`; writes ablations.json beside `runs`.
+
+    Returns {"protocol", "rows"}; a row has the variant's name and, per score, mean and sd over the seeds (sd is None
+    for one seed). Runs that are finished with the same settings are not trained again.
+    """
+    config, ids = data.suited(config), list(data.splits[split])
+    scorer = metrics.References({i: list(data.captions[i]) for i in ids})
+    rows = []
+    for name, changes in VARIANTS.items():
+        found: list[dict[str, float | None]] = []
+        greedy: list[dict[str, float | None]] = []
+        for seed in seeds:
+            folder = runs / f"ablation-{name.split(' (')[0].replace(' ', '-')}-{seed}"
+            settings = dataclasses.replace(
+                config,
+                model=dataclasses.replace(config.model, **changes),
+                train=dataclasses.replace(config.train, seed=seed),
+            )
+            if not _finished(folder, settings):
+                Trainer(folder, settings, data, progress=progress).fit()
+            model, vocabulary, _ = load_model(folder / "best")
+            for beam, scores in ((config.decode.beam_size, found), (1, greedy)):
+                decode = dataclasses.replace(config.decode, beam_size=beam)
+                captions = {i: h.caption for i, h in predict(model, vocabulary, data.store, ids, decode).items()}
+                scores.append(scorer.score(captions, METRICS))
+        rows.append(_row(name, found))
+        if not changes and config.decode.beam_size > 1:
+            rows.append(_row("greedy search instead of beam", greedy))
+    result = {
+        "protocol": {
+            "corpus": data.root.name, "split": split, "clips": len(ids), "seeds": list(seeds),
+            "beam": config.decode.beam_size, "frames per clip": max(len(data.store[i]) for i in ids),
+        },
+        "rows": rows,
+    }  # fmt: skip
+    write_text(runs.parent / "ablations.json", json.dumps(result, indent=1))
+    return result
+
+
+def _row(name: str, scores: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    seeds: dict[str, Any] = over_seeds(scores) or {"mean": scores[0], "sd": {}}
+    return {"variant": name, **{n: {"mean": seeds["mean"][n], "sd": seeds["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}}
+
+
+def _finished(folder: Path, config: Config) -> bool:
+    """Whether the run was trained to its end with these settings."""
+    if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
+        return False
+    known, wanted = run_config(folder), json.loads(to_json(config))
+    same = all(known.get(part) == wanted[part] for part in ("train", "model"))
+    return same and len(read_log(folder)) == config.train.epochs + config.train.scst_epochs
+
+
+def ablation_table(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table, × 100, with what each variant loses against the first row."""
+    full = result["rows"][0]
+    lines = ["| × 100 | BLEU-4 | CIDEr | CIDEr against the full model |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        cells = [_mean_sd(row[n]) for n in ("Bleu_4", "CIDEr")]
+        lines.append(
+            f"| {row['variant']} | {' | '.join(cells)} | {100 * (row['CIDEr']['mean'] - full['CIDEr']['mean']):+.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean_sd(value: dict[str, float | None]) -> str:
+    sd = "" if value["sd"] is None else f" ± {100 * value['sd']:.1f}"
+    return f"{100 * (value['mean'] or 0.0):.1f}{sd}"
