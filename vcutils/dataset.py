@@ -4,6 +4,7 @@ Frames that do not exist and words that do not exist are padding, and a mask say
 the masks, so padding is never attended to and never learned.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +33,14 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""
-        names = ("features", "frame_mask", "captions")
-        move = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names}
-        return Batch(self.ids, **move)
+        return dataclasses.replace(self, **{n: t.to(device, non_blocking=non_blocking) for n, t in self._tensors()})
 
     def pin_memory(self) -> "Batch":
         """Called by DataLoader: page-locked memory copies to a GPU without waiting."""
-        pinned = {n: getattr(self, n).pin_memory() for n in ("features", "frame_mask", "captions")}
-        return Batch(self.ids, **pinned)
+        return dataclasses.replace(self, **{n: t.pin_memory() for n, t in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Tensor)]
 
     @property
     def inputs(self) -> Tensor:
