@@ -174,7 +174,7 @@ plt.show()
 # %%
 recipe = dataclasses.replace(ORIGINAL_TRAINING, find_batch_size=False)
 original = Trainer(config.artifacts / "runs" / "original", dataclasses.replace(config, train=recipe), data)
-original_history = original.fit()
+original.fit()
 for name, trained in (("this recipe", trainer), ("the original's", original)):
     row, steps = trained.best_row(), trained.progress.step
     print(f"{name:>15}: {steps:>4} steps, loss {row['val_loss']:.2f}, validation CIDEr {100 * row['val_CIDEr']:5.1f}")
@@ -185,9 +185,10 @@ for name, trained in (("this recipe", trainer), ("the original's", original)):
 #
 # ## What the curves say
 #
-# - The training loss falls in both runs: with enough epochs a model learns captions by heart, whatever it sees.
-# - The validation loss turns up when that begins. Its captions may still get better for a while: the loss asks how sure
-#   the model is of each reference word, the score asks only whether the words it picks are good.
+# - The training loss falls in both runs: with enough epochs a model learns captions by heart, whatever it sees. It is
+#   measured with dropout, left-out frames and smoothed targets, so it may lie above the validation loss.
+# - Loss and score need not agree: the loss asks how sure the model is of each reference word, the score only whether the
+#   words it picks are good. One can go on falling while the other stands still or drops.
 # - The gap between the two lines on the right is what *looking* is worth. No gap would mean that the frames are ignored.
 #
 # `log.csv` holds these numbers, `best/` the checkpoint that the next notebooks use, `last/` what a cut run resumes from.

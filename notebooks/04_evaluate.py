@@ -167,8 +167,8 @@ else:
     print("Not measured on this machine yet: python -m vcutils ablate", config.corpus_dir.name)
 
 # %% [markdown]
-# Read each row as "without it". A part that costs nothing to take away is not useless everywhere: on short clips with
-# few scenes the order of frames can hardly matter.
+# Read each row as "without it". A row near zero says that this corpus does not need the part, not that the part is
+# useless: a clip of a few seconds with two or three scenes is told by four frames as well as by sixteen.
 #
 # ## The captions themselves
 #

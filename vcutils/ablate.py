@@ -42,8 +42,10 @@ def ablate(
     scorer = metrics.References({i: list(data.captions[i]) for i in ids})
     rows = []
     for name, changes in VARIANTS.items():
-        found: list[dict[str, float | None]] = []
-        greedy: list[dict[str, float | None]] = []
+        searches = {name: config.decode.beam_size}
+        if not changes and config.decode.beam_size > 1:
+            searches["greedy search instead of beam"] = 1
+        found: dict[str, list[dict[str, float | None]]] = {row: [] for row in searches}
         for seed in seeds:
             folder = runs / f"ablation-{name.split(' (')[0].replace(' ', '-')}-{seed}"
             settings = dataclasses.replace(
@@ -54,13 +56,11 @@ def ablate(
             if not _finished(folder, settings):
                 Trainer(folder, settings, data, progress=progress).fit()
             model, vocabulary, _ = load_model(folder / "best")
-            for beam, scores in ((config.decode.beam_size, found), (1, greedy)):
+            for row, beam in searches.items():
                 decode = dataclasses.replace(config.decode, beam_size=beam)
                 captions = {i: h.caption for i, h in predict(model, vocabulary, data.store, ids, decode).items()}
-                scores.append(scorer.score(captions, METRICS))
-        rows.append(_row(name, found))
-        if not changes and config.decode.beam_size > 1:
-            rows.append(_row("greedy search instead of beam", greedy))
+                found[row].append(scorer.score(captions, METRICS))
+        rows += [_row(row, scores) for row, scores in found.items()]
     result = {
         "protocol": {
             "corpus": data.root.name, "split": split, "clips": len(ids), "seeds": list(seeds),

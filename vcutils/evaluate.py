@@ -80,13 +80,15 @@ def sister_runs(run: Run) -> list[Run]:
         train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
         return json.dumps([train, config["model"], config["features"]], sort_keys=True)
 
-    found = {run.config["train"]["seed"]: run}
+    found: dict[int, Run] = {}
     for path in sorted(run.folder.parent.glob("*/config.json")):
         config = run_config(path.parent)
-        if (path.parent / "best").is_dir() and settings(config) == settings(run.config):
+        seed = config["train"]["seed"]
+        known = seed in found or seed == run.config["train"]["seed"]
+        if not known and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
             model, vocabulary, _ = load_model(path.parent / "best", next(run.model.parameters()).device)
-            found.setdefault(config["train"]["seed"], Run(path.parent, config, model, vocabulary, run.data))
-    return [found[seed] for seed in sorted(found) if found[seed] is not run]
+            found[seed] = Run(path.parent, config, model, vocabulary, run.data)
+    return [found[seed] for seed in sorted(found)]
 
 
 def predict(

@@ -241,20 +241,20 @@ class Trainer:
         settings, epoch, begun = self.config.train, self.progress.epoch, monotonic()
         self.dataset.epoch = epoch
         critical = epoch >= settings.epochs
-        share = settings.scheduled_sampling * epoch / max(1, settings.epochs - 1)
+        share = 0.0 if critical else settings.scheduled_sampling * epoch / max(1, settings.epochs - 1)
         self.wrapped.train()
         total, words, lr = 0.0, 0, 0.0
         for number, batch in enumerate(self.loader):
             with self.accelerator.accumulate(self.wrapped):
                 done = epoch + (number + 1) / len(self.loader)
-                lr = settings.lr * lr_factor(done, settings.warmup_epochs, settings.epochs)
-                lr = settings.scst_lr if critical else lr
+                factor = lr_factor(done, settings.warmup_epochs, settings.epochs)
+                lr = settings.scst_lr if critical else settings.lr * factor
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 if critical:
                     batch = sampled_batch(self.model, batch, self.data.vocabulary, self.rewards, settings.max_length)
                 with self.accelerator.autocast():
-                    inputs = sampled_inputs(self.wrapped, batch, share) if share and not critical else None
+                    inputs = sampled_inputs(self.wrapped, batch, share) if share else None
                     loss = caption_loss(self.wrapped, batch, settings.label_smoothing, inputs)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
