@@ -8,11 +8,14 @@ A corpus is a folder that anyone can bring: `videos/` (or `YouTubeClips/`), `cap
 import csv
 import hashlib
 import json
+import re
+import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -24,6 +27,11 @@ NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 SPLITS = ("train", "val", "test")
 Splits = dict[str, list[str]]
+MAX_CAPTION = 10_000  # characters; what is longer is a file without line ends, and would take minutes to tokenize
+# An id names files: separators, control characters, hidden names, drive letters and Windows' devices are not for it.
+_NO_FILE_NAME = re.compile(
+    r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^$|^\.|[. ]$|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,12 @@ def open_corpus(root: Path) -> Corpus:
 
     Raises UserError when the folder, its captions, or both clips and features are missing.
     """
-    root = Path(root).expanduser().resolve()
-    if not root.is_dir():
+    try:
+        root = Path(root).expanduser().resolve(strict=True)
+        found = root.is_dir()
+    except (OSError, RuntimeError, ValueError):  # no such user's home, a NUL in the path
+        found = False
+    if not found:
         raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
     problems: list[str] = []
     caption_file = find_caption_file(root)
@@ -75,7 +87,42 @@ def open_corpus(root: Path) -> Corpus:
         raise UserError(f"{root}: no clip has a caption; the ids in {caption_file.name} must be the clips' file names")
     problems += [f"{i}: captions but no clip" for i in sorted(set(captions) - usable)]
     problems += [f"{i}: clip without captions" for i in sorted(set(clips) - set(captions))]
+    if own is not None:
+        lost = sorted(usable.difference(*own.values()))
+        problems += [f"{i}: stands in none of the corpus' own splits, so it is not used" for i in lost]
     return corpus
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises UserError for one that is not JSON, FileNotFoundError where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def check_ids(ids: Iterable[Any], path: Path) -> None:
+    """Raise UserError for an id that could not name a file on every system, or two that some systems take for one."""
+    seen: dict[str, str] = {}
+    for video_id in ids:
+        if not is_file_name(video_id):
+            raise UserError(
+                f"{path}: {reprlib.repr(video_id)} cannot be an id, since ids name files on every system: text of at "
+                "most 200 bytes without slashes and control characters, no dot in front, no dot or space at the end, "
+                "no drive letter, no device such as CON; rename it"
+            )
+        other = seen.setdefault(unicodedata.normalize("NFC", video_id).lower(), video_id)
+        if other != video_id:
+            raise UserError(f"{path}: {other!r} and {video_id!r} are one name on many disks; rename one of them")
+
+
+def is_file_name(video_id: Any) -> bool:
+    """Whether an id can name files on every system, without leaving their folder."""
+    return isinstance(video_id, str) and not _NO_FILE_NAME.search(video_id) and len(video_id.encode()) <= 200
 
 
 def load_corpus(config: Config, progress: bool = True) -> Corpus:
@@ -96,10 +143,13 @@ def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in clips:
+        if not is_file_name(path.stem):
+            problems.append(f"{path.name!r}: passed over, no other system can hold a file of this name; rename it")
+        elif path.stem in clips:
             problems.append(f"{path.stem}: {path.name} has the same id as {clips[path.stem].name}; the latter is used")
         else:
             clips[path.stem] = path
+    check_ids(clips, folder)
     return clips
 
 
@@ -123,20 +173,32 @@ def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, li
     """Captions by video id.
 
     By suffix: .json (MSR-VTT or COCO), .csv (MSVD's raw corpus), else lines `<video_id> <caption>`. What cannot be
-    read goes to `problems`, a line each. Raises UserError when nothing is left.
+    read goes to `problems`, a line each. Raises UserError when nothing is left, and for ids that cannot name files.
     """
     problems = [] if problems is None else problems
     if path.suffix == ".json":
         pairs = _json_captions(path)
     else:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="" if path.suffix == ".csv" else None) as file:
-            pairs = list((_csv_captions if path.suffix == ".csv" else _line_captions)(path.name, file, problems))
+        kind, newline = (_csv_captions, "") if path.suffix == ".csv" else (_line_captions, None)
+        try:
+            with open(path, encoding="utf-8-sig", errors="replace", newline=newline) as file:
+                pairs = list(kind(path.name, file, problems))
+        except (OSError, csv.Error) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+    check_ids((video_id for video_id, _ in pairs), path)
     captions: dict[str, list[str]] = {}
-    for video_id, caption in pairs:
-        if caption := " ".join(caption.split()):
-            captions.setdefault(video_id, []).append(caption)
-        else:
+    unreadable = 0
+    for video_id, text in pairs:
+        caption = re.sub("[\0\ud800-\udfff]", "\ufffd", " ".join(text.split()))
+        if not caption:
             problems.append(f"{path.name}: an empty caption of {video_id!r}")
+        elif len(caption) > MAX_CAPTION:
+            problems.append(f"{path.name}: a caption of {video_id!r} has {len(text):,} characters; it is left out")
+        else:
+            captions.setdefault(video_id, []).append(caption)
+            unreadable += "\ufffd" in caption
+    if unreadable:
+        problems.append(f"{path.name}: {unreadable} caption(s) with unreadable characters, now �; save it as UTF-8")
     if not captions:
         raise UserError(f"{path}: no captions in it; write one '<video_id> <caption>' per line")
     return captions
@@ -151,7 +213,7 @@ def _line_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tup
         if caption:
             yield video_id, caption[0]
         else:
-            problems.append(f"{name}:{number}: no caption after the id {video_id!r}")
+            problems.append(f"{name}:{number}: no caption after the id {reprlib.repr(video_id)}")
 
 
 def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -168,13 +230,17 @@ def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tupl
 
 def _json_captions(path: Path) -> list[tuple[str, str]]:
     """Captions of MSR-VTT ({"sentences": [{video_id, caption}]}) or COCO ({"images": …, "annotations": …})."""
+    data = read_json(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
         if "sentences" in data:
-            return [(s["video_id"], s["caption"]) for s in data["sentences"]]
-        names = {image["id"]: Path(image.get("file_name", str(image["id"]))).stem for image in data["images"]}
-        return [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            pairs = [(s["video_id"], s["caption"]) for s in data["sentences"]]
+        else:
+            names = {image["id"]: Path(image.get("file_name", str(image["id"]))).stem for image in data["images"]}
+            pairs = [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
+        if odd := [caption for _, caption in pairs if not isinstance(caption, str)]:
+            raise TypeError(f"{reprlib.repr(odd[0])} is no caption")
+        return pairs
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: neither MSR-VTT's videodatainfo.json nor a COCO caption file ({type(error).__name__}: {error})"
         ) from error
@@ -182,12 +248,14 @@ def _json_captions(path: Path) -> list[tuple[str, str]]:
 
 def msrvtt_splits(path: Path) -> Splits | None:
     """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
-    videos = json.loads(path.read_text(encoding="utf-8-sig")).get("videos", [])
     splits: Splits = {s: [] for s in SPLITS}
-    for video in videos:
-        if (split := {"validate": "val"}.get(video.get("split"), video.get("split"))) in splits:
-            splits[split].append(video["video_id"])
-    return splits if all(splits.values()) else None
+    try:
+        for video in read_json(path).get("videos", []):
+            if (split := {"validate": "val"}.get(video.get("split"), video.get("split"))) in splits:
+                splits[split].append(video["video_id"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its videos are not MSR-VTT's ({type(error).__name__}: {error})") from error
+    return _checked(splits, path) if all(splits.values()) else None
 
 
 def read_splits(path: Path) -> Splits:
@@ -195,19 +263,21 @@ def read_splits(path: Path) -> Splits:
 
     Raises UserError for anything else, and for an id that stands in two splits.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    ok = isinstance(data, dict) and set(data) == set(SPLITS)
-    if not ok or not all(isinstance(v, list) and all(isinstance(i, str) for i in v) for v in data.values()):
+    data = read_json(path)
+    if not isinstance(data, dict) or set(data) != set(SPLITS) or not all(isinstance(v, list) for v in data.values()):
         raise UserError(f'{path}: must be {{"train": [ids], "val": [ids], "test": [ids]}}')
+    return _checked(data, path)
+
+
+def _checked(splits: Splits, path: Path) -> Splits:
+    """The splits of a file without repetitions. Raises UserError for bad ids, and for an id in two splits."""
+    check_ids((video_id for split in SPLITS for video_id in splits[split]), path)
     seen: dict[str, str] = {}
     for split in SPLITS:
-        for video_id in data[split]:
+        for video_id in splits[split]:
             if seen.setdefault(video_id, split) != split:
                 raise UserError(f"{path}: {video_id} stands in both {seen[video_id]} and {split}")
-    return {split: list(dict.fromkeys(data[split])) for split in SPLITS}
+    return {split: list(dict.fromkeys(splits[split])) for split in SPLITS}
 
 
 def make_splits(corpus: Corpus) -> tuple[Splits, str]:

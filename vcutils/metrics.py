@@ -33,6 +33,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 
 from vcutils.config import UserError
+from vcutils.corpus import MAX_CAPTION
 from vcutils.ptb import tokenize, tokenize_all
 
 __all__ = [
@@ -271,6 +272,7 @@ def read_predictions(path: Path | str) -> dict[str, str]:
             raise UserError(f'{path}: {video_id}: needs a caption (text, or an object with "caption")')
         if not caption.strip():
             raise UserError(f"{path}: {video_id}: the caption is empty; write one, or leave the clip out everywhere")
+        _check_length(caption, path, video_id)
         predictions[video_id] = caption
     return predictions
 
@@ -286,8 +288,15 @@ def read_references(path: Path | str) -> dict[str, list[str]]:
             raise UserError(f"{path}: {video_id}: needs a list with at least one caption")
         if any(not isinstance(caption, str) or not caption.strip() for caption in captions):
             raise UserError(f"{path}: {video_id}: every reference must be a text that is not empty")
+        for caption in captions:
+            _check_length(caption, path, video_id)
         references[video_id] = captions
     return references
+
+
+def _check_length(caption: str, path: Path | str, video_id: str) -> None:
+    if len(caption) > MAX_CAPTION:
+        raise UserError(f"{path}: {video_id}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
@@ -304,7 +313,7 @@ def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; it must be JSON, {shape}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a JSON file, {shape}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); it must hold {shape}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object; write {shape}")

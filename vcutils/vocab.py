@@ -5,6 +5,7 @@ and pretending otherwise would be looking at the answers.
 """
 
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from vcutils.config import UserError, write_text
+from vcutils.corpus import read_json
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
@@ -44,6 +46,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.words[:4] != SPECIALS or len(self.words) != len(self.counts):
             raise UserError(f"vocabulary: must begin with {' '.join(SPECIALS)} and hold one count per word")
+        if twice := [word for word, count in Counter(self.words).items() if count > 1]:
+            raise UserError(f"vocabulary: {twice[0]!r} stands there more than once")
         object.__setattr__(self, "index", {word: i for i, word in enumerate(self.words)})
 
     def __len__(self) -> int:
@@ -72,8 +76,9 @@ class Vocabulary:
     def load(cls, path: Path) -> "Vocabulary":
         """Read what save wrote. Raises UserError for anything else."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(data["words"]), tuple(data["counts"]))
+            data = read_json(Path(path))
+            "".join(data["words"]).encode()  # nothing but text, and text that can be written
+            return cls(tuple(data["words"]), tuple(map(operator.index, data["counts"])))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no vocabulary; run notebook 02 or `python -m vcutils vocab CORPUS`") from error
         except (ValueError, KeyError, TypeError) as error:
