@@ -6,18 +6,21 @@ model.safetensors, config.json and vocab.json each; last/resume.safetensors what
 
 import csv
 import dataclasses
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vcutils.config import ModelConfig, UserError, from_dict, replacing, write_text
-from vcutils.dataset import CaptionData
+from vcutils.corpus import read_json
+from vcutils.dataset import CaptionData, FeatureStore, backbone_of, said
 from vcutils.model import CaptionModel
 from vcutils.vocab import Vocabulary
 
@@ -37,11 +40,20 @@ def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: Cap
         "vocab_size": model.vocab_size,
         "feature_dim": model.feature_dim,
         "corpus": data.root.name,
-        "features": data.store.folder.name,
+        "features": backbone_of(data.store.folder),
+        "extracted": data.store.extracted,
     }
     write_text(folder / "config.json", json.dumps(about, indent=2))
     with replacing(folder / "model.safetensors") as temporary:
-        save_file({n: t.contiguous().cpu() for n, t in model.state_dict().items()}, temporary)
+        tensors = {n: t.contiguous().cpu() for n, t in model.state_dict().items()}
+        # One entry, since safetensors writes several in any order.
+        save_file(tensors, temporary, metadata={"beside": json.dumps(_digests(about, data.vocabulary))})
+
+
+def _digests(about: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
+    """What ties model.safetensors to the two files beside it: with others of equal sizes it would say nonsense."""
+    parts = {"config.json": about, "vocab.json": vocabulary.words}
+    return {n: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for n, part in parts.items()}
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[CaptionModel, Vocabulary, dict]:
@@ -49,44 +61,100 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
 
     Raises UserError that names what is missing or does not fit.
     """
+    path = folder / "config.json"
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+        about = read_json(path)
+        with torch.device("meta"):  # takes no memory before the sizes have proved to be those of the weights
+            model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+        path = folder / "model.safetensors"
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            beside = json.loads((file.metadata() or {}).get("beside", "{}"))
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no trained model; run notebook 03 or `python -m vcutils train CORPUS`") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: not a trained model ({error}); train again") from error
+        raise UserError(f"{folder}: no {path.name}; run notebook 03 or `python -m vcutils train CORPUS`") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: not of a trained model ({error}); train again") from error
     vocabulary = Vocabulary.load(folder / "vocab.json")
     if len(vocabulary) != model.vocab_size:
         raise UserError(f"{folder}: vocab.json has {len(vocabulary)} words, the model {model.vocab_size}")
-    load_weights(model, weights, folder / "model.safetensors")
+    load_weights(model, weights, path)
+    for name, digest in _digests(about, vocabulary).items():
+        if beside.get(name, digest) != digest:
+            raise UserError(
+                f"{folder / name}: not the one that model.safetensors was saved with; is it of another run?"
+            )
     return model.to(device).eval(), vocabulary, about
 
 
 def load_weights(model: CaptionModel, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model. Raises UserError with the first tensor that does not fit."""
+
+    def kind(tensor: Tensor) -> str:
+        return f"{tensor.dtype} {tuple(tensor.shape)}"
+
     for name, tensor in model.state_dict().items():
-        if name not in weights or weights[name].shape != tensor.shape:
-            found = tuple(weights[name].shape) if name in weights else "missing"
-            raise UserError(f"{path}: {name} must be {tuple(tensor.shape)}, is {found}; is it of another run?")
+        found = kind(weights[name]) if name in weights else "missing"
+        if found != kind(tensor):
+            raise UserError(f"{path}: {name} must be {kind(tensor)}, is {found}; is it of another run?")
+        if not weights[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values; train again with a lower learning rate")
     if surplus := sorted(set(weights) - set(model.state_dict())):
         raise UserError(f"{path}: {surplus[0]} has no place in this model; is it of another run?")
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
     model.load_state_dict(weights)
 
 
+def check_features(about: Mapping[str, Any], store: FeatureStore, checkpoint: Path) -> None:
+    """Raise UserError, with both sides named, when features are not of the kind that a checkpoint was trained on.
+
+    `about` is the checkpoint's config.json; one that does not say more than the size D is held to that alone.
+    """
+    if store.dim != about["feature_dim"]:
+        raise UserError(
+            f"{store.folder}: {store.dim} numbers per frame, {checkpoint} wants {about['feature_dim']} "
+            f"(trained on {about.get('features')}); extract those again"
+        )
+    trained = about.get("extracted")
+    if trained is not None and trained != store.extracted:
+        raise UserError(
+            f"{store.folder}: {said(store.extracted)}, but {checkpoint} was trained on {said(trained)}; extract those "
+            "again, or train on these"
+        )
+
+
+def check_resumable(checkpoint: Path, data: CaptionData) -> None:
+    """Raise UserError when a checkpoint is broken, or was trained on other features or words than those at hand."""
+    _, vocabulary, about = load_model(checkpoint)
+    check_features(about, data.store, checkpoint)
+    if vocabulary.words != data.vocabulary.words:
+        raise UserError(f"{checkpoint / 'vocab.json'}: not the vocabulary of {data.root.name} now; use another --run")
+
+
 def read_log(run: Path) -> list[dict[str, float]]:
-    """log.csv as a list of dicts of numbers."""
-    with open(Path(run) / "log.csv", newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    """log.csv as a list of dicts of numbers. Raises UserError when it is missing or broken."""
+    path = Path(run) / "log.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: not the log of a run ({error}); train it again") from error
 
 
 def run_config(run: Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError when the folder is not a run."""
     path = Path(run) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); train the run again") from error
+    match config:
+        case {
+            "corpus_dir": str(),
+            "features": str(),
+            "model": dict(),
+            "extract": {"num_frames": int()},
+            "train": {"seed": int()},
+        }:
+            return config
+    raise UserError(f"{path}: not the settings of a run; train the run again")

@@ -20,12 +20,12 @@ import torch
 from matplotlib.figure import Figure
 
 from vcutils import metrics
-from vcutils.checkpoint import load_model, run_config
+from vcutils.checkpoint import check_features, load_model, run_config
 from vcutils.config import DecodeConfig, UserError, write_text
 from vcutils.corpus import open_corpus
-from vcutils.dataset import CaptionData, FeatureStore, clip_batches, derange, load_data
+from vcutils.dataset import CaptionData, FeatureStore, backbone_of, clip_batches, derange, load_data, said
 from vcutils.decode import Hypothesis, caption_clips, generate
-from vcutils.extract import clip_features, load_backbone, pick_device, read_manifest
+from vcutils.extract import Backbone, clip_features, load_backbone, pick_device
 from vcutils.model import CaptionModel
 from vcutils.video import frames_at
 from vcutils.vocab import Vocabulary, tokenize
@@ -57,19 +57,33 @@ class Run:
     @property
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Rows of the feature store's manifest by id; empty for features that the corpus brought."""
-        return read_manifest(self.data.store.folder)
+        return self.data.store.manifest
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip that the features were sampled with."""
+        return (self.data.store.extracted or self.config["extract"])["num_frames"]
+
+    def load_backbone(self) -> Backbone:
+        """The backbone that the features came from. Raises UserError when it cannot be had with the same weights."""
+        backbone = load_backbone(backbone_of(self.data.store.folder), next(self.model.parameters()).device)
+        known = self.data.store.extracted or {}
+        here = {"backbone": backbone.name, "weights": backbone.weights, "num_frames": self.num_frames}
+        if known and known != here:
+            raise UserError(
+                f"{self.folder}: trained on {said(known)}, at hand is {said(here)}; extract and train again"
+            )
+        return backbone
 
 
 def load_run(folder: Path, checkpoint: str = "best", device: torch.device | None = None) -> Run:
     """Open data/<corpus>/runs/<name>. Raises UserError that names what is missing."""
     folder = Path(folder).resolve()
     config = run_config(folder)
-    model, vocabulary, _ = load_model(folder / checkpoint, device or pick_device())
-    features = Path(config["features"])
+    model, vocabulary, about = load_model(folder / checkpoint, device or pick_device())
     corpus = open_corpus(Path(config["corpus_dir"]))
-    data = load_data(corpus, folder.parent.parent, features.name)
-    if data.store.dim != model.feature_dim:
-        raise UserError(f"{data.store.folder}: {data.store.dim} numbers per frame, {folder} wants {model.feature_dim}")
+    data = load_data(corpus, folder.parent.parent, backbone_of(config["features"]))
+    check_features(about, data.store, folder / checkpoint)
     return Run(folder, config, model, vocabulary, data)
 
 
@@ -86,8 +100,10 @@ def sister_runs(run: Run) -> list[Run]:
         seed = config["train"]["seed"]
         known = seed in found or seed == run.config["train"]["seed"]
         if not known and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
-            model, vocabulary, _ = load_model(path.parent / "best", next(run.model.parameters()).device)
-            found[seed] = Run(path.parent, config, model, vocabulary, run.data)
+            model, vocabulary, about = load_model(path.parent / "best", next(run.model.parameters()).device)
+            here = run.data.store.extracted
+            if about.get("extracted", here) == here:  # else trained before the features were extracted anew
+                found[seed] = Run(path.parent, config, model, vocabulary, run.data)
     return [found[seed] for seed in sorted(found)]
 
 
@@ -113,10 +129,10 @@ def caption_files(
 
     Raises UserError when the run's features did not come from a backbone that can be loaded.
     """
-    backbone = load_backbone(Path(run.config["features"]).name, next(run.model.parameters()).device)
+    backbone = run.load_backbone()
     for clip in clips:
         try:
-            features, frames = clip_features(backbone, clip, run.config["extract"]["num_frames"])
+            features, frames = clip_features(backbone, clip, run.num_frames)
         except UserError as error:
             yield clip, error
             continue
@@ -199,8 +215,8 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
         "length penalty": decode.length_penalty,
         "max words": decode.max_length,
         "checkpoint": "best CIDEr of generated captions on the validation split",
-        "features": Path(run.config["features"]).name,
-        "frames per clip": run.config["extract"]["num_frames"],
+        "features": backbone_of(run.config["features"]),
+        "frames per clip": run.num_frames,
         "seeds": [r.config["train"]["seed"] for r in runs],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
     }
