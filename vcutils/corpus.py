@@ -185,11 +185,13 @@ def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, li
                 pairs = list(kind(path.name, file, problems))
         except (OSError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
-    check_ids((video_id for video_id, _ in pairs), path)
+    check_ids(dict.fromkeys(video_id for video_id, _ in pairs), path)
     captions: dict[str, list[str]] = {}
     unreadable = 0
     for video_id, text in pairs:
-        caption = re.sub("[\0\ud800-\udfff]", "\ufffd", " ".join(text.split()))
+        caption = " ".join(text.split())
+        if not caption.isprintable():  # a NUL, half a pair of surrogates from JSON
+            caption = re.sub("[\0\ud800-\udfff]", "\ufffd", caption)
         if not caption:
             problems.append(f"{path.name}: an empty caption of {video_id!r}")
         elif len(caption) > MAX_CAPTION:
@@ -237,8 +239,8 @@ def _json_captions(path: Path) -> list[tuple[str, str]]:
         else:
             names = {image["id"]: Path(image.get("file_name", str(image["id"]))).stem for image in data["images"]}
             pairs = [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
-        if odd := [caption for _, caption in pairs if not isinstance(caption, str)]:
-            raise TypeError(f"{reprlib.repr(odd[0])} is no caption")
+        if odd := [value for pair in pairs for value in pair if not isinstance(value, str)]:
+            raise TypeError(f"{reprlib.repr(odd[0])} is no text")
         return pairs
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
