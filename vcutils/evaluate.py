@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class Run:
         """Frames per clip that the features were sampled with."""
         return (self.data.store.extracted or self.config["extract"])["num_frames"]
 
-    def load_backbone(self) -> Backbone:
+    @cached_property
+    def backbone(self) -> Backbone:
         """The backbone that the features came from. Raises UserError when it cannot be had with the same weights."""
         backbone = load_backbone(backbone_of(self.data.store.folder), next(self.model.parameters()).device)
         known = self.data.store.extracted or {}
@@ -129,7 +131,7 @@ def caption_files(
 
     Raises UserError when the run's features did not come from a backbone that can be loaded.
     """
-    backbone = run.load_backbone()
+    backbone = run.backbone
     for clip in clips:
         try:
             features, frames = clip_features(backbone, clip, run.num_frames)
