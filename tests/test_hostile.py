@@ -297,6 +297,7 @@ def test_broken_files_of_score_are_named(tmp_path, refused, broken, content):
         ({"a": "x"}, {"a": []}, "references.json: a"),
         ({"a": "x"}, {"a": [None]}, "references.json: a"),
         ({"a": {"words": []}}, {"a": ["x"]}, "predictions.json: a"),
+        ({"a": "x \ud800"}, {"a": ["x"]}, "predictions.json: a"),
         ({"a": "x" * 2_000_000}, {"a": ["x"]}, "predictions.json: a"),
         ({"a": "x"}, {"a": ["x " * 1_000_000]}, "references.json: a"),
     ],

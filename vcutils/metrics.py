@@ -272,7 +272,7 @@ def read_predictions(path: Path | str) -> dict[str, str]:
             raise UserError(f'{path}: {video_id}: needs a caption (text, or an object with "caption")')
         if not caption.strip():
             raise UserError(f"{path}: {video_id}: the caption is empty; write one, or leave the clip out everywhere")
-        _check_length(caption, path, video_id)
+        _check_text(caption, path, video_id)
         predictions[video_id] = caption
     return predictions
 
@@ -289,14 +289,18 @@ def read_references(path: Path | str) -> dict[str, list[str]]:
         if any(not isinstance(caption, str) or not caption.strip() for caption in captions):
             raise UserError(f"{path}: {video_id}: every reference must be a text that is not empty")
         for caption in captions:
-            _check_length(caption, path, video_id)
+            _check_text(caption, path, video_id)
         references[video_id] = captions
     return references
 
 
-def _check_length(caption: str, path: Path | str, video_id: str) -> None:
+def _check_text(caption: str, path: Path | str, video_id: str) -> None:
     if len(caption) > MAX_CAPTION:
         raise UserError(f"{path}: {video_id}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # METEOR's program could not be told
+        raise UserError(f"{path}: {video_id}: {ascii(caption[error.start])} is half a character; mend it") from error
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
