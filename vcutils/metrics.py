@@ -300,7 +300,7 @@ def _check_text(caption: str, path: Path | str, video_id: str) -> None:
     try:
         caption.encode()
     except UnicodeEncodeError as error:  # METEOR's program could not be told
-        raise UserError(f"{path}: {video_id}: {ascii(caption[error.start])} is half a character; mend it") from error
+        raise UserError(f"{path}: {video_id}: {caption[error.start]!a} is half a character; mend it") from error
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
