@@ -136,7 +136,13 @@ BAD_IDS = {
     "too long": "x" * 300,
     "too long in UTF-8": "猫" * 90,
 }
-NOT_IN_LINES = {"trailing space": "x ", "line end": "a\nb", "lone surrogate": "a\ud800", "empty": ""}
+NOT_IN_LINES = {
+    "trailing space": "x ",
+    "line end": "a\nb",
+    "line separator": "a\u2028b",
+    "lone surrogate": "a\ud800",
+    "empty": "",
+}
 
 
 @pytest.mark.parametrize("bad", (BAD_IDS | NOT_IN_LINES).values(), ids=(BAD_IDS | NOT_IN_LINES).keys())

@@ -30,7 +30,8 @@ Splits = dict[str, list[str]]
 MAX_CAPTION = 10_000  # characters; what is longer is a file without line ends, and would take minutes to tokenize
 # An id names files: separators, control characters, hidden names, drive letters and Windows' devices are not for it.
 _NO_FILE_NAME = re.compile(
-    r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^$|^\.|[. ]$|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE
+    r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|^$|^\.|[. ]$|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)",
+    re.IGNORECASE,
 )
 
 
