@@ -16,25 +16,23 @@
 # | `runs/default/best/`, the clips | `runs/default/attention/` | seconds | seconds |
 #
 # **You will**
+# - step through a caption while the frames light up, and hide frames to see what the model says without them;
 # - compute one row of attention by hand from the trained weights and find it in the model's output;
-# - step through a caption with a slider while the frames light up;
-# - test the attention against the truth, where the corpus knows it.
+# - put the attention to tests that it could fail.
 
 # %%
 # %matplotlib inline
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from vcutils import attention
+from vcutils import attention, trust
 from vcutils.config import Config, write_text
 from vcutils.dataset import pad_frames
 from vcutils.evaluate import load_run, predict, thumbnails, timestamps
-from vcutils.explorer import explore_words
-from vcutils.page import page_for
+from vcutils.explorer import explore
 
 config = Config.from_env()
 run = load_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
@@ -42,7 +40,7 @@ test = run.data.splits["test"]
 out = run.folder / "attention"
 
 # %% [markdown]
-# ## One caption
+# ## Which frames made it say that?
 #
 # We take the test clip in which the attention wanders furthest from word to word, and let the model describe it; set
 # `video_id` to any other. Each word comes with its own row of weights over the frames.
@@ -55,6 +53,40 @@ pictures = thumbnails(run, video_id)
 print(video_id, "model:", hypothesis.caption)
 print(" " * len(video_id), "human:", run.data.captions[video_id][0])
 print("weights:", hypothesis.attention.shape, "(words, frames), each row sums to", hypothesis.attention.sum(axis=1).round(3)[0])
+
+# %% [markdown]
+# - **Look**: click a word, press play or drag the slider. A frame is lit as much as the word leans on it; the frames that
+#   count most are enlarged.
+# - **Test**: click frames of the strip to hide them, or hide a span of time. The model describes the clip again without
+#   them. What it can no longer say, it had from there.
+# - **Choose**: another clip, a clip of your own, or one of the other captions that the beam search weighed.
+
+# %%
+explorer = explore(run, video_id)
+explorer
+
+# %% [markdown]
+# The explorer needs a running notebook. Where scripts do not run, here is the same caption on paper, for its two rarest
+# words: in a caption, the rare words carry the content.
+
+# %%
+count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
+rarest = sorted(sorted(range(len(hypothesis.words)), key=lambda i: count[hypothesis.words[i]])[:2])
+for place in rarest:
+    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures))
+
+# %% [markdown]
+# And what hiding does: how many of its frames, strongest first, must go before the last of these words goes?
+
+# %%
+word, row = hypothesis.words[rarest[-1]], hypothesis.attention[rarest[-1]]
+for hidden in range(1, len(row)):
+    explorer.hide_frames(np.argsort(-row)[:hidden])
+    if word not in explorer.shown.beams[0].words:
+        break
+print(f"all {len(row)} frames:   ", hypothesis.caption)
+print(f"{hidden} of them hidden:", explorer.shown.beams[0].caption)
+explorer.hide_frames(())
 
 # %% [markdown]
 # ## A row of weights by hand
@@ -74,7 +106,7 @@ print(f"first word {hypothesis.words[0]!r}, strongest frame {by_hand.argmax()} w
 assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
 
 # %% [markdown]
-# The same row, to five decimals: what we look at below is what the model really used, not a reconstruction.
+# The same row, to five decimals: what we look at is what the model really used, not a reconstruction.
 #
 # ## All words at once
 #
@@ -93,92 +125,74 @@ display(Markdown("\n".join(table)))
 # %% [markdown]
 # *Spread* is the entropy of the row as a share of its maximum: 0 means that all weight lies on one frame, 1 that all
 # frames weigh the same. Function words such as *a* or *and* can be said without looking; content words cannot.
-#
-# ## Step through the words
-#
-# Press play or drag the slider. The frames light up as much as the word leans on them.
 
 # %%
-explore_words(hypothesis, times, pictures, title=video_id)
+attention.plot_entropy(hypothesis.words, hypothesis.attention)
 
 # %% [markdown]
-# The slider needs a running notebook. Where scripts do not run, these are the film strips of the word that looks earliest
-# and of the one that looks latest:
+# Averaged over all words: which frames did the caption rest on?
 
 # %%
-looks_at = hypothesis.attention @ times  # mean time of each word's attention, in seconds
-for place in (looks_at.argmin(), looks_at.argmax()):
-    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures))
+attention.plot_importance(hypothesis.attention, times, pictures)
 
 # %% [markdown]
-# ## The frames that matter most
+# ## Can it be believed?
 #
-# Averaged over all words: which five frames did the caption rest on?
+# A bright picture proves little: Jain & Wallace (2019) built models whose attention could be changed without changing
+# what they said. Wiegreffe & Pinter (2019) answered that this makes attention something to be tested, not something to be
+# thrown away. So we test ours on the whole test split, with checks that it could fail.
 
 # %%
-importance = attention.frame_importance(hypothesis.attention)
-best = attention.top_frames(hypothesis.attention, count=5)
-figure, axes = plt.subplots(figsize=(9, 2.2), layout="constrained")
-axes.bar(times, importance, width=0.7 * (times[1] - times[0]) if len(times) > 1 else 0.2, color="lightgrey")
-axes.bar([times[i] for i in best], importance[best], width=0.7 * (times[1] - times[0]) if len(times) > 1 else 0.2)
-axes.set(xlabel="time (s)", ylabel="mean attention", title="what the whole caption rests on")
-plt.show()
-print("strongest first:", ", ".join(f"{times[i]:.2f} s" for i in best))
+table = ["| check | result | chance or reference | how to read it |", "|---|---|---|---|"]
+for row in trust.check(run, "test", config.decode):
+    table.append(f"| {row['check']} | {row['result']} | {row['chance'] or '–'} | {row['reads']} |")
+display(Markdown("\n".join(table)))
 
 # %% [markdown]
-# ## Is it true?
+# What each of them can show, and what it cannot:
 #
-# - A bright picture proves little. Where a corpus knows *when* each thing is to be seen (`events.json`), we can check:
-#   does the strongest frame of a word lie inside the true interval? That is the pointing game (Zhang et al. 2018).
-# - *Chance* is what attention would hit that knows nothing: the share of the clip in which the thing is to be seen.
-
-# %%
-events_file = run.data.root / "events.json"
-if events_file.is_file():
-    all_times = {i: timestamps(run, i) for i in test}
-    found = attention.ground(predictions, all_times, attention.read_events(events_file))
-    table = ["| words | how many | strongest frame inside | attention inside | chance |", "|---|---|---|---|---|"]
-    for row in attention.grounding_table(found):
-        table.append(f"| {row['kind']} | {row['words']} | {row['pointing']:.1%} | {row['mass']:.2f} | {row['chance']:.2f} |")
-    display(Markdown("\n".join(table)))
-else:
-    print("This corpus has no events.json: nobody wrote down when each thing is to be seen.")
-
-# %% [markdown]
-# Only clips with two or more scenes count, since with one scene every frame is right. Words that the model got wrong,
-# because the thing is never shown, are not in the table: notebook 4 measures those.
+# - **Sums**: the weights are shares of real frames. A matter of bookkeeping; without it nothing else counts.
+# - **Pointing** (Zhang et al. 2018, here in time): where a corpus knows when each thing is to be seen, does the strongest
+#   frame lie inside? *Chance* is what blind attention would hit. Only clips with several scenes count, and only words that
+#   are true of the clip; which words are true is what notebook 4 measures. Pointing shows that the attention is where a
+#   person would look. It does not show that the model needed it.
+# - **Deletion**: hide a word's strongest quarter of the frames, and see how much less likely the word becomes than when as
+#   many others are hidden (positive = the strongest matter more; brackets: 95 % interval, whole clips resampled). This
+#   is the check of *cause*. Its limit: frames resemble their neighbours, so what one loses the next may still tell.
+# - **Uniform** and **shuffled**: what the captions lose when this model may not choose its frames, or gets them in
+#   another order. Where they lose little, the attention does little, however nice the pictures.
+# - **Seed agreement**: the correlation of two trainings' attention for the same words. Attention that changes with
+#   the seed tells about the seed. (It needs a second run: `python -m vcutils train … --seeds 2`.)
+# - **Entropy**: focus alone is no merit; a model can stare at the wrong frame.
 #
-# ## What attention can and cannot show
-#
-# - The weights say where information was *read from*. They do not say why the word was chosen: the decoder's memory
-#   and the habits of the language take part in every word.
-# - An encoder that runs over time mixes neighbouring frames: a weight on frame 7 is a weight on what the encoder
-#   knows at frame 7, and that includes its neighbours.
-# - Different weights can lead to the same words (Jain & Wallace 2019), and yet weights can be informative
-#   (Wiegreffe & Pinter 2019). So: evidence, to be tested, not proof.
+# And what none of them can undo: an encoder that runs over time mixes neighbouring frames, so a weight on frame 7 is a
+# weight on what the encoder knows at frame 7. The decoder's memory and the habits of the language take part in every
+# word. Attention is evidence of where information was read, not proof of why a word was said.
 #
 # ## Keep it
 #
-# - `explorer.html` is the same view as one file that needs no notebook: open it, or send it to someone.
+# - `explorer.html` is the explorer without its hiding, as one file that needs no notebook and no network: open it, or send
+#   it to someone.
+# - The figures come as PNG for slides, as SVG and PDF for print.
 
 # %%
 for i in test:
     write_text(out / f"{i}.json", json.dumps(attention.attention_dict(predictions[i], timestamps(run, i))))
 figure = attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption)
-figure.savefig(out / f"{video_id}.png", dpi=150)
-problems = page_for(run, [video_id, *[i for i in test if i != video_id][:2]], out / "explorer.html", config.decode)
-print(f"{len(test)} attention files, a figure and explorer.html in runs/{out.parent.name}/{out.name}", *problems)
+figures = attention.save_figure(figure, out / video_id)
+page = explorer.save(out / "explorer.html", test[:3])
+print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*figures, page))}")
 
 # %% [markdown]
 # ## Recap
 #
 # - One row of weights per word, computed before the word is said; `<end>` has a row of its own, kept apart.
-# - The strongest frame has a time, so a person can open the clip there and look.
-# - Where the truth is known, attention is measured against it and against chance.
+# - The strongest frame has a time, so a person can open the clip there and look; hiding it asks whether it mattered.
+# - Attention is measured against the truth, against chance, against deletion and against another training.
 #
 # ## Exercises
 #
-# 1. Find a wrong word. Where did the model look when it said it?
+# 1. Find a wrong word. Where did the model look when it said it? Hide that frame: does the word go away?
 # 2. Train with `encoder="none"`. Does the attention get sharper? Does the caption get better?
-# 3. Take one frame's features out (`run.data.store[video_id]` without the strongest row) and generate again. Did the
-#    word change? That is a test of cause, which attention alone is not.
+# 3. `trust.deletion` hides a quarter of the frames. Try an eighth and a half (`share`): when does the difference to random
+#    frames grow, when does it vanish, and why must it vanish in the end?

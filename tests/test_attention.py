@@ -12,9 +12,12 @@ from vcutils.attention import (
     frame_importance,
     ground,
     grounding_table,
+    plot_entropy,
     plot_filmstrip,
     plot_heatmap,
+    plot_importance,
     read_events,
+    save_figure,
     top_frames,
     word_views,
 )
@@ -197,3 +200,30 @@ def test_filmstrip_wraps_many_frames():
     row = np.full(19, 1 / 19)
     figure = plot_filmstrip("cat", row, list(range(19)), [np.zeros((9, 12, 3), np.uint8)] * 19)
     assert sum(bool(a.images) for a in figure.axes) == 19
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_entropy_and_importance_are_drawn_as_they_are(count):
+    weights = WEIGHTS[:, :count] / WEIGHTS[:, :count].sum(axis=1, keepdims=True).clip(1e-9)
+    weights[2] = np.eye(count)[-1]
+    bars = plot_entropy(["a", "$", "runs"], weights).axes[0].patches
+    assert [b.get_height() for b in bars] == pytest.approx(entropy(weights).tolist())
+    pictures = [np.zeros((9, 12, 3), np.uint8)] * count
+    axes = plot_importance(weights, TIMES[:count], pictures, top=2).axes[0]
+    assert [b.get_height() for b in axes.patches[:count]] == pytest.approx(frame_importance(weights).tolist())
+    assert len(axes.patches) == count + min(2, count) and len(axes.artists) == min(2, count)
+
+
+def test_figures_are_saved_for_slides_and_print_and_are_the_same_again(tmp_path):
+    def save():
+        figure = plot_heatmap(["a", "cat", "$_runs"], WEIGHTS, TIMES, title="clip.mp4 <b>")
+        return save_figure(figure, tmp_path / "new" / "clip.v2")
+
+    paths = save()
+    assert [p.name for p in paths] == ["clip.v2.png", "clip.v2.svg", "clip.v2.pdf"]
+    starts = [p.read_bytes()[:5] for p in paths]
+    assert starts == [b"\x89PNG\r", b"<?xml", b"%PDF-"]
+    assert ">cat</text>" in paths[1].read_text(encoding="utf-8"), "words stay words"
+    first = [p.read_bytes() for p in paths]
+    assert [p.read_bytes() for p in save()] == first
+    assert len(list((tmp_path / "new").iterdir())) == 3

@@ -17,11 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vcutils import extract
+from vcutils.attention import ground, read_events
 from vcutils.checkpoint import check_resumable, load_model, read_log, run_config, save_model
 from vcutils.cli import main
 from vcutils.config import Config, UserError, to_json
 from vcutils.corpus import make_splits, open_corpus, read_captions, read_splits
 from vcutils.dataset import FeatureStore, load_data
+from vcutils.decode import Hypothesis
 from vcutils.evaluate import load_run, sister_runs
 from vcutils.metrics import read_predictions, read_references
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
@@ -741,6 +743,21 @@ def test_mutated_artifacts_are_read_or_refused(home, name, count):
         load_model(run.folder / "best")
 
     assert attack(random.Random(name), artifacts / name, read, count) < count
+
+
+EVENTS = {"a": {"duration": 2.0, "events": [{"kind": "scene", "words": ["cat"], "start": 0.0, "end": 1.0}] * 2}}
+
+
+def test_mutated_events_are_read_or_refused(tmp_path):
+    path = put(tmp_path / "events.json", EVENTS)
+    said = Hypothesis(["a", "cat"], 0.0, 0.0, np.zeros(2), np.full((2, 4), 0.25), None)
+
+    def read():
+        times = [0.0, 0.5, 1.0, 1.5]
+        ground({"a": said, "unknown": said}, {"a": times, "unknown": times}, read_events(path))
+
+    read()
+    assert attack(random.Random(0), path, read, 150) < 150
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "references.json"])

@@ -4,17 +4,19 @@ Attention is evidence of where information was read, not proof of why a word was
 Wiegreffe & Pinter 2019); notebook 05 shows the checks that tell how far it can be trusted.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from vcutils.config import UserError
+from vcutils.config import UserError, replacing
+from vcutils.corpus import read_json
 from vcutils.decode import Hypothesis
 
 
@@ -83,11 +85,25 @@ def attention_dict(hypothesis: Hypothesis, timestamps: Sequence[float]) -> dict[
 
 
 def read_events(path: Path) -> dict[str, dict[str, Any]]:
-    """events.json of a corpus with ground truth: {id: {"duration": s, "events": [{kind, words, start, end}]}}."""
+    """events.json of a corpus with ground truth: {id: {"duration": s, "events": [{kind, words, start, end}]}}.
+
+    Raises UserError, naming the clip, for anything else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        events = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: this corpus has no ground truth for attention") from error
+    if not isinstance(events, dict):
+        raise UserError(f"{path}: must map ids to their events, holds {type(events).__name__}")
+    for video_id, clip in events.items():
+        try:
+            for event in clip["events"]:
+                if not float(event["start"]) < float(event["end"]):
+                    raise ValueError("an event ends before it starts")
+                "".join([event["kind"], *event["words"]])  # nothing but text
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {video_id}: {type(error).__name__}: {error}; see sample.events") from error
+    return events
 
 
 @dataclass(frozen=True)
@@ -109,11 +125,12 @@ def ground(
 ) -> list[Grounding]:
     """Pointing game (Zhang et al. 2018) in time: every generated word that `events` knows, against its intervals.
 
-    Clips of one scene are left out: there every frame is right.
+    Clips of one scene are left out: there every frame is right. So are clips that `events` does not know.
     """
     return [
         found
         for video_id, hypothesis in hypotheses.items()
+        if video_id in events
         for found in _ground_clip(video_id, hypothesis, np.asarray(timestamps[video_id]), events[video_id]["events"])
     ]
 
@@ -169,26 +186,13 @@ def plot_heatmap(
     figure = Figure(figsize=(max(5, 0.62 * count + 1.6), 0.34 * len(words) + 1.7), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(words)), words)
+    axes.set_yticks(range(len(words)), words, parse_math=False)
     axes.set_xticks(range(count), [f"{t:.1f}" for t in timestamps], fontsize=8)
     axes.set_xlabel("time of the frame (s)")
-    axes.set_title(title, fontsize=10)
     axes.plot(weights.argmax(axis=1), range(len(words)), "o", mfc="none", mec="white", ms=7, label="strongest frame")
     figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01)
-    if thumbnails is not None:
-        for x, thumbnail in enumerate(thumbnails):
-            zoom = 42 / thumbnail.shape[1] * (72 / figure.dpi)
-            box = OffsetImage(thumbnail, zoom=zoom)
-            axes.add_artist(
-                AnnotationBbox(
-                    box,
-                    (x, 1.0),
-                    xycoords=("data", "axes fraction"),
-                    box_alignment=(0.5, -0.08),
-                    frameon=False,
-                )
-            )
-        axes.set_title(title, fontsize=10, pad=44)
+    axes.set_title(title, fontsize=10, pad=6 if thumbnails is None else 44, parse_math=False)
+    _put_above(axes, range(count), thumbnails or ())
     return figure
 
 
@@ -213,8 +217,59 @@ def plot_filmstrip(
         if place == strongest:
             height, width = thumbnails[place].shape[:2]
             axes.add_patch(_outline(width, height))
-    figure.suptitle(f"“{word}”", fontsize=12)
+    figure.suptitle(f"“{word}”", fontsize=12, parse_math=False)
     return figure
+
+
+def plot_entropy(words: Sequence[str], weights: np.ndarray) -> Figure:
+    """How spread out each word's attention (L, T) is: 0 = all on one frame, 1 = over all frames alike."""
+    figure = Figure(figsize=(max(4, 0.7 * len(words)), 2.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(words)), entropy(weights))
+    axes.axhline(1, color="grey", lw=0.8, ls="--")
+    axes.set_xticks(range(len(words)), words, rotation=30, ha="right", parse_math=False)
+    axes.set(ylim=(0, 1.05), ylabel="entropy / maximum", title="spread of each word's attention")
+    return figure
+
+
+def plot_importance(
+    weights: np.ndarray, timestamps: Sequence[float], thumbnails: Sequence[np.ndarray] | None = None, top: int = 5
+) -> Figure:
+    """Mean attention of the frames over the words (L, T) against time, the `top` strongest coloured and shown above."""
+    importance, best = frame_importance(weights), sorted(top_frames(weights, top))
+    width = 0.8 * min(np.diff(timestamps), default=1.0)
+    figure = Figure(figsize=(9, 2.2 if thumbnails is None else 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(timestamps, importance, width, color="lightgrey")
+    axes.bar([timestamps[i] for i in best], importance[best], width)
+    axes.set(xlabel="time (s)", ylabel="mean attention")
+    axes.set_title("what the whole caption rests on", fontsize=10, pad=6 if thumbnails is None else 44)
+    if thumbnails is not None:
+        _put_above(axes, [timestamps[i] for i in best], [thumbnails[i] for i in best])
+    return figure
+
+
+def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg", "pdf")) -> list[Path]:
+    """Write a figure in several formats, `path` without suffix: PNG for slides, SVG and PDF for print.
+
+    Text stays text in SVG and PDF, and equal figures give equal files.
+    """
+    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
+        for target in paths:
+            dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix)
+            with replacing(target) as temporary:
+                figure.savefig(temporary, dpi=150, metadata=dateless)
+    return paths
+
+
+def _put_above(axes: Axes, places: Sequence[float], pictures: Sequence[np.ndarray]) -> None:
+    """Small pictures (RGB) above the axes, at places in data units."""
+    for x, picture in zip(places, pictures, strict=False):
+        zoom = 42 / picture.shape[1] * (72 / axes.figure.dpi)
+        box = OffsetImage(picture, zoom=zoom)
+        above: Any = {"xycoords": ("data", "axes fraction"), "box_alignment": (0.5, -0.08), "frameon": False}
+        axes.add_artist(AnnotationBbox(box, (x, 1.0), **above))
 
 
 def _outline(width: int, height: int) -> Any:

@@ -122,6 +122,10 @@ class Explorer(widgets.VBox):
         self.show_all.on_click(lambda _: self.hide_frames(()))
         self.show_clip(self.clip.value)
 
+    def __repr__(self) -> str:
+        """What stands in place of the widget where no kernel runs."""
+        return "Attention explorer: run this notebook in JupyterLab, Notebook 7 or VS Code to use it."
+
     @property
     def hidden(self) -> set[int]:
         """The frames that are hidden now."""

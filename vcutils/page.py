@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from vcutils.attention import check_alignment
 from vcutils.config import DecodeConfig, UserError, write_text
 from vcutils.decode import Hypothesis, generate
 from vcutils.evaluate import Run, thumbnails, timestamps
-from vcutils.extract import Backbone, clip_features, load_backbone
+from vcutils.extract import clip_features
 from vcutils.video import VideoError, frames_at
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
@@ -98,9 +97,7 @@ def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Ten
 
     Raises UserError when the file cannot be decoded, or the backbone cannot be had.
     """
-    features, frames = clip_features(
-        _backbone(Path(run.config["features"]).name, _device(run)), path, run.config["extract"]["num_frames"]
-    )
+    features, frames = clip_features(run.backbone, path, run.num_frames)
     return View(title or path.name, frames.timestamps, images=frames_at(path, frames.indices, HEIGHT)), features
 
 
@@ -145,11 +142,6 @@ def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: Dec
         raise UserError("\n".join(["no page written: none of the clips can be shown", *problems]))
     save_page(out, views)
     return problems
-
-
-@lru_cache(maxsize=1)
-def _backbone(name: str, device: torch.device) -> Backbone:
-    return load_backbone(name, device)
 
 
 def _device(run: Run) -> torch.device:

@@ -14,7 +14,8 @@ can show:
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from vcutils.dataset import pad_frames
 from vcutils.decode import Hypothesis
 from vcutils.evaluate import Run, predict, sister_runs, timestamps
 from vcutils.model import CaptionModel
-from vcutils.vocab import PAD, START, Vocabulary
+from vcutils.vocab import START, UNK, Vocabulary, tokenize
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def teacher_forced(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Log-probabilities (n, L) and attention (L, T_n) of the same words said of n versions of a clip (T_n, D)."""
     device = next(model.parameters()).device
-    ids = [vocabulary.index[word] for word in words]
+    ids = [vocabulary.index.get(word, UNK) for word in words]
     inputs = torch.tensor([START, *ids[:-1]], device=device).expand(len(features), 1, -1)
     padded, mask = pad_frames(features)
     logits, weights = model(padded.to(device), mask.to(device), inputs)
@@ -72,7 +73,7 @@ def deletion(
         features = run.data.store[video_id]
         count = len(features)
         hidden = min(count - 1, max(1, round(share * count)))
-        if count < 2 or PAD in (run.vocabulary.index.get(w, PAD) for w in hypothesis.words):
+        if count < 2:
             continue
         for place, row in enumerate(hypothesis.attention):
             order = np.argsort(-row, kind="stable")
@@ -89,16 +90,23 @@ def deletion(
     return found
 
 
-def mean_with_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean and its 95 % bootstrap interval."""
-    array = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
+def mean_with_interval(
+    values: Sequence[float], clips: Sequence[str], seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Mean over words and its 95 % bootstrap interval, (mean, low, high).
+
+    Whole clips are drawn, since the words of one caption lean on each other: words drawn one by one would give an
+    interval that is too narrow (Cameron, Gelbach & Miller 2008).
+    """
+    names, groups = np.unique(np.asarray(clips), return_inverse=True)
+    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    picks = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
+    return float(np.mean(values)), float(low), float(high)
 
 
-def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> list[float]:
-    """Correlation of two models' attention rows for the same words of the same clips."""
+def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> list[tuple[str, float]]:
+    """Correlation of two models' attention rows for the same words of the same clips, as (video id, correlation)."""
     found = []
     for video_id, hypothesis in hypotheses.items():
         if len(run.data.store[video_id]) < 3 or any(w not in other.vocabulary.index for w in hypothesis.words):
@@ -106,7 +114,7 @@ def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> lis
         _, rows = teacher_forced(other.model, other.vocabulary, [other.data.store[video_id]], hypothesis.words)
         for mine, theirs in zip(hypothesis.attention, rows[0], strict=True):
             if mine.std() > 1e-6 and theirs.std() > 1e-6:
-                found.append(float(np.corrcoef(mine, theirs)[0, 1]))
+                found.append((video_id, float(np.corrcoef(mine, theirs)[0, 1])))
     return found
 
 
@@ -121,12 +129,11 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
     rows += _ablations(run, ids, found, decode)
     sisters = sister_runs(run)
     if not sisters:
-        seed = run.config["train"]["seed"] + 1
-        rows.append(_row("seed agreement", "–", "", f"no sister run: train the same with --seed {seed} --run NAME"))
+        rows.append(_row("seed agreement", "–", "", "no second training to compare with: train with --seeds 2"))
     else:
         other = sisters[0]
-        values = agreement(run, other, found)
-        mean, low, high = mean_with_interval(values)
+        clips, values = zip(*agreement(run, other, found), strict=True)
+        mean, low, high = mean_with_interval(values, clips)
         text = f"two trainings look at the same frames when near 1 ({run.folder.name}, {other.folder.name})"
         rows.append(_row("seed agreement", f"{mean:.2f} [{low:.2f}, {high:.2f}]", "0", text))
     spread = float(np.mean(np.concatenate([entropy(h.attention) for h in found.values()])))
@@ -149,16 +156,33 @@ def _pointing(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]
     path = run.data.root / "events.json"
     if not path.is_file():
         return [_row("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
-    times = {i: timestamps(run, i) for i in found}
+    times, events = {i: timestamps(run, i) for i in found}, read_events(path)
+    table = grounding_table(ground(found, times, events))
+    said = {row["kind"] for row in table}
+    read = [g for captions in _read_aloud(run, list(found)) for g in ground(captions, times, events)]
+    table += [row | {"read": True} for row in grounding_table(read) if row["kind"] not in said]
     return [
         _row(
             f"pointing, {row['kind']} words",
             f"{row['pointing']:.1%}, mass {row['mass']:.2f}",
             f"{row['chance']:.2f}",
-            f"strongest frame, and attention, inside the true time ({row['words']} words)",
+            f"strongest frame, and attention, inside the true time ({row['words']} words"
+            f"{' of people, which the model was made to say' if 'read' in row else ''})",
         )
-        for row in grounding_table(ground(found, times, read_events(path)))
+        for row in table
     ]
+
+
+def _read_aloud(run: Run, ids: Sequence[str]) -> Iterator[dict[str, Hypothesis]]:
+    """What the model looks at while it is made to say people's captions: the first of every clip, the second, …"""
+    for captions in itertools.zip_longest(*(run.data.captions[i] for i in ids)):
+        said = {}
+        for video_id, caption in zip(ids, captions, strict=True):
+            if words := tokenize(caption or ""):
+                log_probs, rows = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
+                total = float(log_probs.sum())
+                said[video_id] = Hypothesis(words, total, total, log_probs[0], rows[0], None)
+        yield said
 
 
 def _deletion(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]:
@@ -167,7 +191,8 @@ def _deletion(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]
         return [_row("deletion", "–", "", "needs clips of two frames or more")]
     rows = []
     for name, other in (("random", [d.random for d in drops]), ("least attended", [d.least for d in drops])):
-        mean, low, high = mean_with_interval([d.attended - o for d, o in zip(drops, other, strict=True)])
+        gaps = [d.attended - o for d, o in zip(drops, other, strict=True)]
+        mean, low, high = mean_with_interval(gaps, [d.video_id for d in drops])
         rows.append(
             _row(
                 f"deletion against {name}",

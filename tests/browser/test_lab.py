@@ -4,12 +4,16 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
+from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 
-from vcutils.corpus import make_splits, open_corpus, save_splits
+from vcutils.cli import main
+from vcutils.config import Config
+from vcutils.corpus import load_corpus, make_splits, open_corpus, save_splits
 from vcutils.dataset import load_data
 from vcutils.extract import extract_corpus
 from vcutils.train import train
@@ -63,6 +67,56 @@ def explorer_notebook(tmp_path, colour_run):
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "explorer.ipynb")
     return folder / "explorer.ipynb"
+
+
+@pytest.fixture(scope="session")
+def tiny_course(tmp_path_factory):
+    """What notebooks 01 to 03 leave behind on the tiny profile: the data folder that notebook 05 reads."""
+    data = tmp_path_factory.mktemp("course")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VCUTILS_PROFILE", "tiny")
+        patch.setenv("VCUTILS_DATA", str(data))
+        corpus = str(load_corpus(Config.from_env(), progress=False).root)
+        assert main(["extract", corpus]) == main(["vocab", corpus]) == main(["train", corpus]) == 0
+    return data
+
+
+def test_notebook_05_in_jupyterlab(tiny_course, lab, tab, repo, tmp_path, screenshots):
+    shutil.copy(repo / "notebooks" / "05_attention.ipynb", tmp_path / "05_attention.ipynb")
+    page = tab(height=1800)
+    address = lab(tmp_path, VCUTILS_PROFILE="tiny", VCUTILS_CORPUS="", VCUTILS_DATA=str(tiny_course))
+    run_all(page, address("05_attention.ipynb"))
+    saved = page.locator(".jp-OutputArea-output", has_text=str(Path("default") / "attention:"))
+    expect(saved.first).to_be_visible(timeout=SLOW)
+    expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']", has_text="Error").count() == 0
+
+    stage, words = page.locator(".vc-stage"), page.locator(".vc-words button")
+    stage.scroll_into_view_if_needed()
+    first, dark = stage.inner_text(), lights(page)
+    page.locator(".widget-hslider .noUi-handle").first.press("ArrowRight")
+    expect(words.nth(1)).to_have_class(re.compile("mod-active"))
+    page.wait_for_timeout(400)  # the lights fade
+    assert stage.inner_text() != first and lights(page) != dark
+    page.screenshot(path=screenshots / "lab-notebook-05.png")
+
+    # A model of a minute's training does not move for every frame: hide one after the other until it does.
+    frames, said = page.locator(".vc-strip .vc-frame"), page.locator(".vc-effect td[dir=auto]")
+    for place in range(frames.count() - 1):
+        frames.nth(place).click()
+        expect(page.locator(".vc-strip .mod-active")).to_have_count(place + 1)
+        expect(status_bar(page)).to_contain_text("| Idle")
+        expect(said).to_have_count(2)
+        before, after = said.all_inner_texts()
+        if before != after:
+            break
+    assert before != after, "no frame changes what the model says"
+    page.screenshot(path=screenshots / "lab-notebook-05-hidden.png")
+
+    exported = tab()
+    exported.goto(next(tiny_course.glob("*/runs/default/attention/explorer.html")).as_uri())
+    assert exported.locator("#strip li").count() == frames.count()
+    assert all(address.startswith(("file:", "data:")) for address in exported.asked)
 
 
 def status_bar(page):

@@ -16,7 +16,7 @@ from ipywidgets.widgets.widget import _instances
 from vcutils import extract
 from vcutils.config import DecodeConfig, ModelConfig, UserError
 from vcutils.corpus import open_corpus, save_splits
-from vcutils.dataset import load_data
+from vcutils.dataset import FeatureStore, load_data
 from vcutils.evaluate import Run
 from vcutils.explorer import Explorer, explore_words
 from vcutils.model import CaptionModel
@@ -29,7 +29,7 @@ IDS = ("one", "tall", "wide", "wide2", "wide3", "wide4")
 @pytest.fixture
 def run(tmp_path, tiny_config, write_video, fake_backbone, monkeypatch):
     """An untrained model on odd clips: one frame, vertical, ordinary."""
-    monkeypatch.setattr("vcutils.page._backbone", lambda name, device: extract.load_backbone(name))
+    monkeypatch.setattr("vcutils.evaluate.load_backbone", extract.load_backbone)
     root = tmp_path / "odd"
     rng = np.random.default_rng(0)
     for i in IDS:
@@ -184,7 +184,8 @@ def test_lost_or_changed_clips_are_shown_as_numbers(run, write_video):
 def test_features_without_times_are_counted(run):
     for manifest in run.data.store.folder.glob("manifest*"):
         manifest.unlink()
-    view, _ = corpus_clip(run, "wide")
+    store = FeatureStore(run.data.store.folder)
+    view, _ = corpus_clip(dataclasses.replace(run, data=dataclasses.replace(run.data, store=store)), "wide")
     assert view.labels == [f"frame {n}" for n in range(1, 7)]
     assert [p.shape for p in view.pictures] == [(120, 160, 3)] * 6
 

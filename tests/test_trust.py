@@ -1,0 +1,170 @@
+"""Checks of attention: each must pass on a model that deserves it, and fail on one that does not."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vcutils import trust
+from vcutils.config import DecodeConfig, UserError
+from vcutils.decode import Hypothesis
+from vcutils.evaluate import Run
+from vcutils.train import train
+
+
+@pytest.fixture
+def toy_run(toy_data, toy_config, tmp_path):
+    """Function: a trained run on `toy_data`, by seed and model switches."""
+
+    def make(name="a", seed=0, **model):
+        config = toy_config(epochs=12, seed=seed)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
+        folder = tmp_path / "toy" / "runs" / name
+        train(folder, config, toy_data, progress=False)
+        return trained(folder)
+
+    def trained(folder):
+        from vcutils.checkpoint import load_model, run_config
+
+        model, vocabulary, _ = load_model(folder / "best", torch.device("cpu"))
+        return Run(folder, run_config(folder), model, vocabulary, toy_data)
+
+    return make
+
+
+@pytest.fixture
+def captions(toy_data):
+    """Function: what a run says of the toy test clips."""
+    return lambda run: trust.predict(run.model, run.vocabulary, toy_data.store, toy_data.splits["test"], DecodeConfig())
+
+
+def test_said_again_a_caption_has_the_attention_and_probability_it_was_found_with(toy_run, captions):
+    run = toy_run()
+    for video_id, found in captions(run).items():
+        features = run.data.store[video_id]
+        log_probs, rows = trust.teacher_forced(run.model, run.vocabulary, [features, features[:2]], found.words)
+        np.testing.assert_allclose(log_probs[0], found.word_log_probs, atol=1e-4)
+        np.testing.assert_allclose(rows[0], found.attention, atol=1e-5)
+        assert rows[1].shape == (len(found.words), 2)
+
+
+def test_unknown_words_can_be_read_aloud(toy_run):
+    run = toy_run()
+    features = run.data.store[run.data.splits["test"][0]]
+    log_probs, rows = trust.teacher_forced(run.model, run.vocabulary, [features], ["a", "zyzzyva"])
+    assert log_probs.shape == (1, 2) and np.isfinite(log_probs).all()
+    assert rows[0].shape == (2, len(features))
+
+
+class Reader(torch.nn.Module):
+    """Says the word of one frame for sure when it sees that frame, and looks wherever it is told to."""
+
+    def __init__(self, key, looks_at):
+        super().__init__()
+        self.key, self.looks_at = key, looks_at
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, features, mask, inputs):
+        clips, length = features.shape[0], inputs.shape[2]
+        sees = ((features[:, :, 0] == self.key) & mask).any(dim=1)
+        logits = torch.where(sees, 5.0, 0.0)[:, None, None, None] * torch.ones(clips, 1, length, 12)
+        logits = logits * (torch.arange(12) == 4)
+        return logits.flatten(0, 2), torch.full((clips, 1, length, features.shape[1]), 1 / features.shape[1])
+
+
+def reader_run(key, toy_data, vocabulary):
+    return Run(toy_data.root, {}, Reader(key, None), vocabulary, toy_data)
+
+
+@pytest.mark.parametrize("looks_at_key, sign", [(True, 1), (False, -1)])
+def test_deletion_tells_attention_that_matters_from_attention_that_does_not(toy_data, vocabulary, looks_at_key, sign):
+    video_id, frames = "c03", 6
+    features = np.arange(frames * 8, dtype=np.float32).reshape(frames, 8)
+    toy_data = dataclasses.replace(toy_data, store={video_id: features})
+    attention = np.full((1, frames), 0.1, np.float32)
+    attention[0, 2 if looks_at_key else 4] = 0.5
+    attention[0, 4 if looks_at_key else 2] = 0.0
+    said = Hypothesis([vocabulary.words[4]], -1.0, -1.0, np.array([-1.0]), attention, None)
+    (found,) = trust.deletion(reader_run(features[2, 0], toy_data, vocabulary), {video_id: said}, share=1 / 6, draws=60)
+    assert np.sign(found.attended - found.random) == sign or (not looks_at_key and found.attended == 0)
+    assert (found.attended > 1) == looks_at_key and (found.least > 1) == (not looks_at_key)
+    assert 0 < found.random < max(found.attended, found.least), "chance hits the frame that matters now and then"
+
+
+def test_deletion_hides_a_share_and_never_everything(toy_run, captions, monkeypatch):
+    run, kept = toy_run(), []
+    inner = trust.teacher_forced
+
+    def count(model, vocabulary, features, words):
+        kept.append([len(f) for f in features])
+        return inner(model, vocabulary, features, words)
+
+    monkeypatch.setattr(trust, "teacher_forced", count)
+    drops = trust.deletion(run, captions(run), share=0.9, draws=2)
+    assert len(drops) == len(kept) == sum(len(h.words) for h in captions(run).values())
+    assert all(rest == [1] * 4 for _, *rest in kept)
+    trust.deletion(run, captions(run), share=0.01, draws=2)
+    assert all(rest == [full - 1] * 4 for full, *rest in kept[len(drops) :])
+
+
+def test_interval_holds_the_mean_and_is_wider_when_words_of_a_clip_agree():
+    rng = np.random.default_rng(0)
+    clips = np.repeat([f"c{n}" for n in range(20)], 10)
+    alone = rng.normal(1, 1, 200)
+    together = np.repeat(rng.normal(1, 1, 20), 10)
+    mean, low, high = trust.mean_with_interval(alone, clips)
+    assert low < mean < high and mean == pytest.approx(alone.mean())
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(200), rel=0.35)
+    mean, low, high = trust.mean_with_interval(together, clips)
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(20), rel=0.35)
+    assert trust.mean_with_interval([2.0], ["one"]) == (2.0, 2.0, 2.0)
+
+
+def test_seed_agreement_is_one_with_oneself_and_less_with_another(toy_run, captions):
+    run, other = toy_run("a"), toy_run("b", seed=5)
+    said = captions(run)
+    clips, same = zip(*trust.agreement(run, run, said), strict=True)
+    assert set(clips) <= set(said) and np.allclose(same, 1, atol=1e-4)
+    values = [value for _, value in trust.agreement(run, other, said)]
+    assert len(values) == len(same) and -1 <= min(values) and np.mean(values) < 0.999
+
+
+def test_table_names_every_check_and_what_is_missing(toy_run, tmp_path):
+    run = toy_run("lonely")
+    rows = {row["check"]: row for row in trust.check(run)}
+    assert list(rows) == [
+        "sums", "pointing", "deletion against random", "deletion against least attended",
+        "uniform attention", "frames shuffled", "seed agreement", "entropy",
+    ]  # fmt: skip
+    assert rows["pointing"]["result"] == rows["seed agreement"]["result"] == "–"
+    assert "events.json" in rows["pointing"]["reads"] and "--seeds 2" in rows["seed agreement"]["reads"]
+    assert 0 <= float(rows["entropy"]["result"]) <= 1
+    assert rows["uniform attention"]["chance"] == rows["frames shuffled"]["chance"]
+    assert trust.check(run) == list(rows.values()), "one seed, one table"
+
+
+def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, captions, toy_data):
+    run = toy_run("pointing")
+    said = next(iter(captions(run).values())).words[0]
+    intervals = [("scene", [said], 0.0, 2.0), ("scene", ["there"], 2.0, 9.0), ("motion", ["now"], 2.0, 9.0)]
+    known = [{"kind": k, "words": words, "start": start, "end": end} for k, words, start, end in intervals]
+    events = {i: {"duration": 9.0, "events": known} for i in toy_data.captions}
+    (toy_data.root / "events.json").write_text(json.dumps(events))
+    everything = {word for h in captions(run).values() for word in h.words}
+    rows = {row["check"]: row["reads"] for row in trust.check(run) if row["check"].startswith("pointing")}
+    assert "people" not in rows["pointing, scene words"]
+    assert "pointing, motion words" in rows
+    assert ("people" in rows["pointing, motion words"]) == ("now" not in everything)
+
+
+def test_weights_that_do_not_sum_to_one_are_refused(toy_run, monkeypatch):
+    run, predict = toy_run("sums"), trust.predict
+
+    def doubled(*args):
+        return {i: dataclasses.replace(h, attention=2 * h.attention) for i, h in predict(*args).items()}
+
+    monkeypatch.setattr(trust, "predict", doubled)
+    with pytest.raises(UserError, match="do not sum to 1"):
+        trust.check(run)
