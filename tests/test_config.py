@@ -1,7 +1,12 @@
-"""Settings: profiles, environment variables, files that appear whole or not at all."""
+"""Settings: profiles, environment variables, files that appear whole or not at all, folders that one process holds."""
 
 import dataclasses
+import errno
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -12,6 +17,7 @@ from vcutils.config import (
     TrainConfig,
     UserError,
     from_dict,
+    holding,
     replacing,
     to_json,
     write_text,
@@ -150,6 +156,97 @@ def test_written_files_are_readable_by_the_group_as_the_umask_says(tmp_path):
     plain.write_text("x")
     write_text(tmp_path / "ours", "x")
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "replace"])
+def test_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path, monkeypatch, call, number):
+    target = tmp_path / "deep" / "file.txt"
+    if call != "mkdir":
+        write_text(target, "old")
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched, pytest.raises(UserError) as caught:
+        patched.setattr(*{
+            "mkdir": ("pathlib.Path.mkdir", fail),
+            "open": ("tempfile.mkstemp", fail),
+            "write": ("pathlib.Path.write_text", fail),
+            "replace": ("os.replace", fail),
+        }[call])  # fmt: skip
+        write_text(target, "new")
+    assert str(target) in str(caught.value) and os.strerror(number) in str(caught.value)
+    assert "make room" in str(caught.value)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ([] if call == "mkdir" else ["old"])
+
+
+@pytest.fixture
+def hold_elsewhere(repo):
+    """Function: start a process that holds a folder, with a forked child, and is writing a file there."""
+    script = (
+        "import os, sys, time; from pathlib import Path; from vcutils.config import holding, replacing\n"
+        "folder = Path(sys.argv[1])\n"
+        "with holding(folder, 'train'), replacing(folder / 'best' / 'file') as temporary:\n"
+        "    if hasattr(os, 'fork') and not os.fork(): time.sleep(20); os._exit(0)\n"
+        "    print('ready', flush=True); time.sleep(20)"
+    )
+    started = []
+
+    def start(folder):
+        command = [sys.executable, "-c", script, str(folder)]
+        started.append(subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, start_new_session=True))
+        assert started[-1].stdout.readline().strip() == b"ready"
+        return started[-1]
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, 9) if hasattr(os, "killpg") else process.kill()
+        process.wait()
+
+
+def test_held_folder_is_refused_with_who_holds_it_and_taken_over_from_a_killed_process(tmp_path, hold_elsewhere):
+    other = hold_elsewhere(tmp_path)
+    year = time.strftime("%Y-")
+    with pytest.raises(UserError, match=rf"train.*process {other.pid} on .* since {year}"), holding(tmp_path, "train"):
+        pass
+    with holding(tmp_path, "evaluate-test"):  # something else may be done there
+        assert len(list(tmp_path.rglob(".tmp-*"))) == 1, "a live process' temporary file stays"
+    other.kill()  # its child lives on
+    other.wait()
+    with holding(tmp_path, "train"):
+        assert f"process {os.getpid()} " in (tmp_path / ".train.lock").read_text()
+    with holding(tmp_path, "evaluate-test"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_killed_process_leaves_nothing_behind_after_the_next_run(tmp_path):
+    (tmp_path / "last").mkdir()
+    for name in (".tmp-abc", "last/.tmp-def.safetensors"):
+        (tmp_path / name).write_bytes(b"half")
+    with replacing(tmp_path / "last" / "mine") as temporary, holding(tmp_path, "train"):
+        assert temporary.exists() and len(list(tmp_path.rglob(".tmp-*"))) == 1
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["last", "mine"]
+
+
+def test_hold_in_the_same_process_is_refused_and_ends_with_its_body(tmp_path):
+    with pytest.raises(RuntimeError), holding(tmp_path, "train"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} "), holding(tmp_path, "train"):
+            pass
+        raise RuntimeError
+    with holding(tmp_path, "train"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_held_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*cannot be written"), holding(tmp_path / "file", "train"):
+        pass
+    monkeypatch.setattr("vcutils.config._lock", lambda handle: None)
+    with pytest.warns(UserWarning, match="no locks"), holding(tmp_path, "train"):
+        pass
 
 
 def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():

@@ -7,16 +7,23 @@ VCUTILS_CORPUS (a corpus folder that replaces the profile's own) and VCUTILS_DAT
 import dataclasses
 import json
 import os
+import platform
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 # A checkout keeps data/ beside the package; an installed wheel keeps it where the user works.
 PROJECT_ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
+
+_UMASK = os.umask(0)  # can be read only by setting it
+os.umask(_UMASK)
 
 
 class UserError(ValueError):
@@ -30,6 +37,8 @@ class ExtractConfig:
     backbone: str = "efficientnet_lite0"  # the only one whose ImageNet weights come inside a package: no download
     num_frames: int = 16  # frames per clip, spread evenly; 16 keep the sample's extraction under a minute on 2 cores
     batch_size: int = 32  # frames per forward pass; filled across clips, larger gains nothing on a CPU
+    workers: int = 0  # processes that decode ahead of the network; 0 = one per core
+    patience: float = 120.0  # seconds that a clip may take, and as much again per 100 MB: streams can stall
 
 
 @dataclass(frozen=True)
@@ -226,27 +235,146 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary path beside `path`, which takes its place on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    temporary = Path(name)
+def writing(path: Path) -> Iterator[None]:
+    """Raise UserError, with the path and what is needed, when the body cannot write: full, read-only, no permission."""
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); it needs room on its disk and the right to write "
+            "there: make room or name another place, then start again; finished work is kept"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary path beside `path`, which takes its place on success.
+
+    Raises UserError when it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+            # Locked while in use, which tells it from those of killed processes; else such a sweep has just taken it.
+            if _lock(handle) is not False and os.fstat(handle).st_nlink:
+                break
+            os.close(handle)
+        temporary = Path(name)
+        try:
+            os.chmod(temporary, 0o666 & ~_UMASK)
+            yield temporary
+            if sys.platform == "win32":  # where an open file can be neither moved nor removed
+                os.close(handle)
+                handle = -1
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                os.close(handle)
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def holding(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes from doing `what` (a plain file name) in `folder` meanwhile; sweep up what killed ones left.
+
+    The operating system ends the hold with the process, however that dies; a second hold in the same process is
+    refused too. Raises UserError that says who holds it, or that the folder cannot be written.
+    """
+    path = folder / f".{what}.lock"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _hold(path, what)
+    try:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                if name.startswith(".tmp-"):
+                    _sweep(Path(parent, name))
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        if handle in _held:  # not so in a forked child
+            _held.remove(handle)
+            _remove_locked(path, handle)
+
+
+_held: set[int] = set()  # handles of this process' locks
+
+
+def _hold(path: Path, what: str) -> int:
+    """The handle of a lock file that is locked and says by whom."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        locked = _lock(handle)
+        if locked is False:
+            holder = os.read(handle, 1000).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise UserError(f"{path.parent}: {what} goes on there already, by {holder}; wait for it, or stop it first")
+        if locked is None:
+            warnings.warn(f"{path}: this file system knows no locks; start no second {what} there", stacklevel=4)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                break
+        os.close(handle)  # its holder has just removed it
+    _held.add(handle)
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    with suppress(OSError):  # a full disk: the files themselves will tell
+        os.ftruncate(handle, 0)  # a dead process' name
+        os.write(handle, f"process {os.getpid()} on {platform.node()} since {since}".encode())
+    return handle
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed or the process is gone; False: somebody has, None: there are no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # behind the content, which others may read
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    return True
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove a temporary file whose process is gone."""
+    with suppress(OSError):  # gone meanwhile, or another user's
+        handle = os.open(temporary, os.O_RDWR)
+        if _lock(handle):
+            _remove_locked(temporary, handle)
+        else:
+            os.close(handle)
+
+
+def _remove_locked(path: Path, handle: int) -> None:
+    """Remove an open file before its lock ends; Windows removes none that anyone has open, so there it ends first."""
+    if sys.platform == "win32":
+        os.close(handle)
+    with suppress(OSError):
+        path.unlink()
+    if sys.platform != "win32":
+        os.close(handle)
+
+
+def _let_go() -> None:
+    """A forked child shares its parent's locks, and would keep them when the parent is killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all, with the same line ends on every system."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the mask can be read only by setting it
-    os.umask(mask)
-    return mask
