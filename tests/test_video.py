@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vcutils.video import VideoError, frame_indices, frames_at, sample_frames, unreadable_clips
+from vcutils.video import VideoError, frame_indices, frames_at, sample_frames
+from vcutils.workers import unreadable_clips
 
 
 def decode_all(path):

@@ -42,7 +42,7 @@ def doctor(corpus: CorpusArg, as_json: JsonArg = False) -> int:
     """Counts, split, unreadable clips, captions without clips, disk estimate: what to know before hours are spent."""
     from vcutils.corpus import doctor as examine
     from vcutils.corpus import open_corpus
-    from vcutils.video import unreadable_clips
+    from vcutils.workers import unreadable_clips
 
     opened = open_corpus(corpus)
     report = examine(opened, unreadable_clips(opened.clips))

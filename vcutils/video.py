@@ -6,7 +6,7 @@ what really decodes.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,19 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def sample_frames(path: Path, num_frames: int, each: Callable[[np.ndarray], Any] | None = None) -> Frames:
+def sample_frames(
+    path: Path, num_frames: int, each: Callable[[np.ndarray], Any] | None = None, threads: int = 0
+) -> Frames:
     """Decode up to `num_frames` RGB frames, evenly spread; a short clip gives fewer, never padding.
 
-    `each` is applied to every sampled frame at once, so that only its results are held in memory. Raises VideoError
-    for a missing, unreadable or empty file.
+    `each` is applied to every sampled frame at once, so that only its results are held in memory. `threads` is what
+    the decoder may use, 0 = as it likes. Raises VideoError for a missing, unreadable or empty file.
     """
-    claimed = _header_frames(path)
-    frames = _decode(path, frame_indices(claimed, num_frames) if claimed > 0 else [], each)
+    capture = _open(path, threads)
+    claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    frames = _decode(path, capture, frame_indices(claimed, num_frames) if claimed > 0 else [], each)
     if frames.decoded != claimed:  # the header lied: now the true count is known
-        frames = _decode(path, frame_indices(frames.decoded, num_frames), each)
+        frames = _decode(path, _open(path, threads), frame_indices(frames.decoded, num_frames), each)
     return frames
 
 
@@ -68,40 +71,28 @@ def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> 
         width = max(1, round(frame.shape[1] * height / frame.shape[0]))
         return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
-    return _decode(path, list(indices), scaled).images
+    return _decode(path, _open(path), list(indices), scaled).images
 
 
-def unreadable_clips(clips: Mapping[str, Path]) -> dict[str, str]:
-    """The reason for every clip of which not even the first frame decodes."""
-    reasons = {}
-    for video_id, path in clips.items():
-        try:
-            _decode(path, [0], None, stop_after_last=True)
-        except VideoError as error:
-            reasons[video_id] = str(error)
-    return reasons
+def check_first_frame(path: Path) -> None:
+    """Raise VideoError when not even the first frame of a clip decodes."""
+    _decode(path, _open(path), [0], None, stop_after_last=True)
 
 
-def _open(path: Path) -> cv2.VideoCapture:
+def _open(path: Path, threads: int = 0) -> cv2.VideoCapture:
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such clip")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    settings = [cv2.CAP_PROP_N_THREADS, threads] if threads else []
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
         raise VideoError(f"{path}: not a video that can be decoded; play it, or convert it to MP4 (H.264)")
     return capture
 
 
-def _header_frames(path: Path) -> int:
-    capture = _open(path)
-    try:
-        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    finally:
-        capture.release()
-
-
-def _decode(path: Path, wanted: list[int], each: Callable | None, stop_after_last: bool = False) -> Frames:
-    """One sequential pass: keep the frames at `wanted` positions, count all."""
-    capture = _open(path)
+def _decode(
+    path: Path, capture: cv2.VideoCapture, wanted: list[int], each: Callable | None, stop_after_last: bool = False
+) -> Frames:
+    """One sequential pass to the capture's end: keep the frames at `wanted` positions, count all."""
     try:
         fps = capture.get(cv2.CAP_PROP_FPS)
         fps = fps if np.isfinite(fps) and fps > 0 else 25.0

@@ -1,0 +1,216 @@
+"""Decoding in processes of its own, ahead of the network: a clip that crashes or stalls its decoder costs only itself.
+
+A worker is this module without torch. It reads one line of JSON per clip from its standard input, and answers with
+one line of JSON and the frames' raw bytes, so that nothing is ever unpickled.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vcutils.video import Frames, VideoError, check_first_frame, sample_frames
+
+MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
+PATIENCE = 120.0  # seconds a clip may take, and as much again for every 100 MB of its file
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a frame becomes the picture that a backbone wants: scaled, then its centre cut out."""
+
+    scaled: int | tuple[int, int]  # the shorter side, or (height, width) into which the whole frame is squeezed
+    crop: tuple[int, int]  # (height, width) of the picture
+    interpolation: str = "area"  # area is OpenCV's; bilinear, bicubic, … are Pillow's, as torchvision and timm train
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """RGB uint8 (height, width, 3) of any size -> (*crop, 3)."""
+        if isinstance(self.scaled, int):
+            height, width = frame.shape[:2]
+            short, long = min(height, width), int(self.scaled * max(height, width) / min(height, width))
+            size = (self.scaled, long) if height == short else (long, self.scaled)
+        else:
+            height, width = self.scaled
+            size = (height, width)
+        if self.interpolation == "area":
+            frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
+        else:
+            from PIL import Image
+
+            how = Image.Resampling[self.interpolation.upper()]
+            frame = np.asarray(Image.fromarray(frame).resize(size[::-1], how))
+        top, left = (round((a - b) / 2) for a, b in zip(size, self.crop, strict=True))
+        return np.ascontiguousarray(frame[top : top + self.crop[0], left : left + self.crop[1]])
+
+
+class Worker:
+    """One child process that decodes clip after clip; a new one is started when it died.
+
+    `num_frames` 0 only looks whether the first frame decodes. `threads` is what the decoder may use.
+    """
+
+    def __init__(self, num_frames: int, resize: Resize | None, patience: float = PATIENCE, threads: int = 1) -> None:
+        self.settings = {"num_frames": num_frames, "resize": resize and asdict(resize), "threads": threads}
+        self.patience = patience
+        self._child: subprocess.Popen | None = None
+
+    def __call__(self, path: Path) -> Frames:
+        """Frames of a clip, as sample_frames gives them. Raises VideoError, for a crash and a stall as well."""
+        child = self._start()
+        seconds = self.patience * (1 + _size(path) / 1e8)
+        stalled = threading.Event()
+
+        def stop() -> None:
+            stalled.set()
+            child.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            child.stdin.write(json.dumps(self.settings | {"path": str(path)}).encode() + b"\n")
+            child.stdin.flush()
+            answer = json.loads(child.stdout.readline() or b"null")
+            if answer and "error" not in answer:
+                pixels = np.empty(answer.pop("shape"), np.uint8)
+                if child.stdout.readinto(pixels.data.cast("B") if pixels.size else bytearray()) < pixels.size:
+                    answer = None
+        except (OSError, ValueError):  # the pipe broke
+            answer = None
+        finally:
+            timer.cancel()
+        if answer is None:
+            code = child.wait()
+            self.close()
+            if stalled.is_set():
+                raise VideoError(f"{path}: not decoded within {seconds:.0f} s; cut the clip, or leave it out")
+            raise VideoError(f"{path}: the decoder crashed on it (exit code {code}); convert the clip to MP4 (H.264)")
+        if "error" in answer:
+            raise VideoError(answer["error"])
+        return Frames(images=list(pixels), **answer)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child:
+            self._child.kill()
+            self._child.wait()
+            for pipe in filter(None, (self._child.stdin, self._child.stdout)):
+                with suppress(OSError):
+                    pipe.close()
+            self._child = None
+
+    def _start(self) -> Any:
+        if self._child is None or self._child.poll() is not None:
+            self.close()
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", "from vcutils.workers import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
+            )
+        return self._child
+
+
+def decode_clips(
+    clips: Mapping[str, Path],
+    num_frames: int,
+    resize: Resize | None,
+    workers: int = 0,
+    patience: float = PATIENCE,
+    ahead: int = 4,
+) -> Iterator[tuple[str, Frames | VideoError]]:
+    """(id, frames or the reason why there are none) of every clip in order, decoded by `workers` processes.
+
+    0 workers means one per core. At most `ahead` clips per worker wait, so that memory stays bounded.
+    """
+    count = min(workers or os.cpu_count() or 1, max(1, len(clips)))
+    mine, started = threading.local(), []
+
+    def decode(path: Path) -> Frames | VideoError:
+        if not hasattr(mine, "worker"):
+            mine.worker = Worker(num_frames, resize, patience)
+            started.append(mine.worker)
+        try:
+            return mine.worker(path)
+        except VideoError as error:
+            return error
+
+    pool = ThreadPoolExecutor(count)
+    waiting: deque[tuple[str, Future]] = deque()
+    try:
+        for video_id, path in clips.items():
+            waiting.append((video_id, pool.submit(decode, path)))
+            if len(waiting) > ahead * count:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
+            worker.close()
+
+
+def unreadable_clips(clips: Mapping[str, Path]) -> dict[str, str]:
+    """The reason for every clip of which not even the first frame decodes."""
+    found = decode_clips(clips, 0, None)
+    return {video_id: str(frames) for video_id, frames in found if isinstance(frames, VideoError)}
+
+
+def serve() -> None:
+    """The worker's side: answer requests on standard input until it ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints must not get between the answers
+    cv2.setNumThreads(1)
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    with suppress(AttributeError, OSError):
+        os.nice(5)  # where the network runs on the same cores, it goes first
+    for line in requests:
+        head, images = _answer(json.loads(line))
+        with suppress(BrokenPipeError):
+            answers.write(json.dumps(head).encode() + b"\n")
+            for image in images:
+                answers.write(image.data)
+            answers.flush()
+
+
+def _answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    path, threads = Path(request["path"]), request["threads"]
+    resize: Callable | None = None
+    if request["resize"]:
+        scaled, crop = request["resize"]["scaled"], tuple(request["resize"]["crop"])
+        resize = Resize(scaled if isinstance(scaled, int) else tuple(scaled), crop, request["resize"]["interpolation"])
+    try:
+        if not request["num_frames"]:
+            check_first_frame(path)
+            return {"indices": [], "timestamps": [], "fps": 1.0, "decoded": 0, "shape": [0]}, []
+        frames = sample_frames(path, request["num_frames"], resize, threads)
+    except VideoError as error:
+        return {"error": str(error)}, []
+    except (cv2.error, MemoryError, ValueError) as error:
+        return {"error": f"{path}: {type(error).__name__} while decoding: {str(error).strip() or 'no memory'}"}, []
+    images = [np.ascontiguousarray(image) for image in frames.images]
+    about = {"indices": frames.indices, "timestamps": frames.timestamps, "fps": frames.fps, "decoded": frames.decoded}
+    return about | {"shape": [len(images), *images[0].shape]}, images
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
