@@ -53,7 +53,7 @@ def test_original_profile_holds_the_users_hyperparameters():
     settings = Config.from_profile("original")
     train, model = settings.train, settings.model
     assert (train.lr, train.weight_decay, train.epochs, train.warmup_epochs) == (1e-4, 1e-5, 20, 5)
-    assert (train.accumulation, train.clip_norm, train.checkpoint_every) == (4, 1.0, 5)
+    assert (train.accumulation, train.clip_norm) == (4, 1.0)
     assert (train.batch_size, train.find_batch_size, train.captions_per_clip, train.seed) == (16, True, 1, 42)
     assert settings.vocab.min_count == 4
     assert (settings.extract.backbone, settings.extract.num_frames) == ("resnet152", 40)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vcutils import metrics
-from vcutils.checkpoint import load_model, read_log, run_config
-from vcutils.config import Config, to_json, write_text
+from vcutils.checkpoint import check_resumable, load_model, read_log, run_config
+from vcutils.config import Config, UserError, to_json, write_text
 from vcutils.dataset import CaptionData
 from vcutils.evaluate import over_seeds, predict
 from vcutils.train import Trainer
@@ -53,7 +53,7 @@ def ablate(
                 model=dataclasses.replace(config.model, **changes),
                 train=dataclasses.replace(config.train, seed=seed),
             )
-            if not _finished(folder, settings):
+            if not _finished(folder, settings, data):
                 Trainer(folder, settings, data, progress=progress).fit()
             model, vocabulary, _ = load_model(folder / "best")
             for row, beam in searches.items():
@@ -77,9 +77,13 @@ def _row(name: str, scores: Sequence[dict[str, float | None]]) -> dict[str, Any]
     return {"variant": name, **{n: {"mean": seeds["mean"][n], "sd": seeds["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}}
 
 
-def _finished(folder: Path, config: Config) -> bool:
-    """Whether the run was trained to its end with these settings."""
+def _finished(folder: Path, config: Config, data: CaptionData) -> bool:
+    """Whether the run was trained to its end with these settings, features and words."""
     if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
+        return False
+    try:
+        check_resumable(folder / "best", data)
+    except UserError:
         return False
     known, wanted = run_config(folder), json.loads(to_json(config))
     same = all(known.get(part) == wanted[part] for part in ("train", "model"))

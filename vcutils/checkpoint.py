@@ -15,21 +15,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vcutils.config import ModelConfig, UserError, from_dict, replacing, write_text
+from vcutils.config import Config, ModelConfig, UserError, from_dict, replacing, to_json, write_text, writing
 from vcutils.corpus import read_json
 from vcutils.dataset import CaptionData, FeatureStore, backbone_of, said
 from vcutils.model import CaptionModel
 from vcutils.vocab import Vocabulary
 
+STATE = "resume.safetensors"
+
 
 def start_anew(run: Path) -> None:
     """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
-    for pattern in ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json"):
-        for path in run.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with writing(run):
+        (run / "last" / STATE).unlink(missing_ok=True)  # first: when this is cut, nothing goes on from the old run
+        for pattern in ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json"):
+            for path in run.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: CaptionData) -> None:
@@ -44,10 +48,69 @@ def save_model(folder: Path, model: CaptionModel, config: ModelConfig, data: Cap
         "extracted": data.store.extracted,
     }
     write_text(folder / "config.json", json.dumps(about, indent=2))
-    with replacing(folder / "model.safetensors") as temporary:
-        tensors = {n: t.contiguous().cpu() for n, t in model.state_dict().items()}
-        # One entry, since safetensors writes several in any order.
-        save_file(tensors, temporary, metadata={"beside": json.dumps(_digests(about, data.vocabulary))})
+    # One entry, since safetensors writes several in any order.
+    _save(folder / "model.safetensors", model.state_dict(), {"beside": json.dumps(_digests(about, data.vocabulary))})
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    with replacing(path) as temporary:
+        try:
+            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, metadata=metadata)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+
+
+def save_state(
+    folder: Path, model: CaptionModel, optimizer: Any, scaler: Any, progress: dict[str, Any], config: Config
+) -> None:
+    """resume.safetensors of last/: weights, optimizer, scaler (None without one), random states, and `progress`."""
+    tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
+    for n, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{n}.{slot}": value for slot, value in slots.items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    metadata = {"progress": json.dumps(progress), "config": to_json(config)}
+    if scaler is not None:
+        metadata["scaler"] = json.dumps(scaler.state_dict())
+    _save(folder / STATE, tensors, metadata)
+
+
+def load_state(
+    folder: Path, model: CaptionModel, optimizer: Any, scaler: Any, data: CaptionData, config: ModelConfig
+) -> dict[str, Any]:
+    """Put what save_state wrote back, random states included, and return its `progress`; {} where nothing was saved.
+
+    Raises UserError for a broken file, or one of other model settings, features or words.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        saved = json.loads(metadata["config"])["model"]
+        if saved != dataclasses.asdict(config):
+            raise UserError(f"{path}: was trained with other model settings ({saved}); use another --run")
+        check_resumable(folder, data)
+        load_weights(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, slot = name.split(".")
+                state.setdefault(int(number), {})[slot] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["rng.cpu"])
+        if torch.cuda.is_available() and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        if scaler is not None and "scaler" in metadata:
+            scaler.load_state_dict(json.loads(metadata["scaler"]))
+        return dict(json.loads(metadata["progress"]))
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: not a checkpoint ({error}); delete it to train from the start") from error
 
 
 def _digests(about: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:

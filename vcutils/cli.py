@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 
-from vcutils.config import Config, ModelConfig, TrainConfig, UserError
+from vcutils.config import Config, ModelConfig, TrainConfig, UserError, holding
 
 CorpusArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")]
 RunArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
@@ -313,7 +313,7 @@ def main(args: list[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except UserError as error:
+    except (UserError, OSError) as error:  # an OSError names its file
         print(f"vcutils: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -329,11 +329,14 @@ def _config(corpus: Path, data: Path | None) -> Config:
 
 def _training_data(config: Config, backbone: str | None) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
+    from accelerate import PartialState
+
     from vcutils.corpus import open_corpus
     from vcutils.dataset import load_data
 
-    if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
-        _report(_make_vocab(config), as_json=False, file=sys.stderr)
+    with PartialState().main_process_first():  # the others find what it made
+        if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
+            _report(_make_vocab(config), as_json=False, file=sys.stderr)
     opened = open_corpus(config.corpus_dir)
     return load_data(opened, config.artifacts, backbone or (None if opened.features else config.extract.backbone))
 
@@ -346,8 +349,10 @@ def _make_vocab(config: Config) -> dict[str, Any]:
     corpus = open_corpus(config.corpus_dir)
     splits, origin = make_splits(corpus)
     vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
-    save_splits(splits, config.artifacts / "splits.json")
-    vocabulary.save(config.artifacts / "vocab.json")
+    with holding(config.artifacts, "vocab"):
+        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
+        save_splits(splits, config.artifacts / "splits.json")
+        vocabulary.save(config.artifacts / "vocab.json")
     return {
         "artifacts": str(config.artifacts),
         "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},

@@ -80,7 +80,7 @@ class TrainConfig:
     frame_dropout: float = 0.25  # share of a clip's frames left out at random, anew each epoch: steadier attention
     scheduled_sampling: float = 0.0  # final share of input words that are the model's own (Bengio et al. 2015)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 on CUDA, fp32 on CPU
-    checkpoint_every: int = 5  # epochs between writes of last/; best/ is written whenever it improves
+    checkpoint_every: int = 200  # steps between writes of last/: what a killed run repeats at most
     patience: int = 0  # epochs without a better validation CIDEr before training stops; 0 = never
     val_beam_size: int = 1  # beam of the validation captions; greedy ranks epochs as well, in a third of the time
     max_minutes: float = 0.0  # end cleanly in time, best checkpoint kept; 0 = no limit
@@ -160,7 +160,6 @@ ORIGINAL_TRAINING = TrainConfig(
     warmup_epochs=5.0,
     accumulation=4,
     clip_norm=1.0,
-    checkpoint_every=5,
     label_smoothing=0.0,
     frame_dropout=0.0,
     max_length=20,

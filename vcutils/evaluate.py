@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from vcutils import metrics
 from vcutils.checkpoint import check_features, load_model, run_config
-from vcutils.config import DecodeConfig, UserError, write_text
+from vcutils.config import DecodeConfig, UserError, holding, write_text
 from vcutils.corpus import open_corpus
 from vcutils.dataset import CaptionData, FeatureStore, backbone_of, clip_batches, derange, load_data, said
 from vcutils.decode import Hypothesis, caption_clips, generate
@@ -148,12 +148,20 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
 
     Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names. "seeds"
     holds mean and standard deviation over this run and its sisters, where there are some. Raises UserError for an
-    unknown split.
+    unknown split, or one that another process evaluates.
     """
-    data, decode = run.data, decode or DecodeConfig()
-    if split not in data.splits:
-        raise UserError(f"unknown split {split!r}: take one of {', '.join(data.splits)}")
-    ids = list(data.splits[split])
+    if split not in run.data.splits:
+        raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
+    with holding(run.folder, f"evaluate-{split}"):
+        predictions, result = _measure(run, split, decode or DecodeConfig())
+        write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
+        write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
+    return result
+
+
+def _measure(run: Run, split: str, decode: DecodeConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What predictions_<split>.json and metrics_<split>.json hold."""
+    data, ids = run.data, list(run.data.splits[split])
     references = {i: list(data.captions[i]) for i in ids}
     hypotheses = predict(run.model, run.vocabulary, data.store, ids, decode)
     captions = {i: h.caption for i, h in hypotheses.items()}
@@ -178,9 +186,7 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     predictions = {
         i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
     }
-    write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
-    write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
-    return result
+    return predictions, result
 
 
 def _captions(run: Run, ids: Sequence[str], decode: DecodeConfig) -> dict[str, str]:

@@ -11,31 +11,32 @@ Every epoch ends with captions generated for the validation clips (free running,
 from `best/` and rewards the model's own captions with their CIDEr (`reinforce`).
 """
 
+import contextlib
 import csv
 import dataclasses
 import gc
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from vcutils import metrics
-from vcutils.checkpoint import load_weights, save_model, start_anew
-from vcutils.config import Config, UserError, replacing, to_json, write_text
+from vcutils.checkpoint import load_state, load_weights, save_model, save_state, start_anew
+from vcutils.config import Config, UserError, holding, to_json, write_text
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, clip_batches, collate, make_loader
 from vcutils.decode import caption_clips
 from vcutils.model import CaptionModel, caption_loss
@@ -43,16 +44,7 @@ from vcutils.reinforce import sampled_batch
 from vcutils.vocab import PAD, START
 
 VALIDATION_METRICS = ("Bleu", "CIDEr")
-LOG_FIELDS = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "val_loss",
-    "val_Bleu_4",
-    "val_CIDEr",
-    "seconds",
-    "words_per_second",
-)
+LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr", "seconds", "words_per_second")
 
 
 def lr_factor(epoch: float, warmup_epochs: float, epochs: int) -> float:
@@ -126,10 +118,18 @@ class _Progress:
 
     epoch: int = 0  # epochs that are complete
     step: int = 0  # optimizer steps taken
+    batch: int = 0  # batches of the next epoch that are done, with the sum of their losses, words and seconds
+    loss: float = 0.0
+    words: int = 0
+    seconds: float = 0.0
+    order: str = ""  # what decides on the batches; an epoch that was cut starts over with other ones
     best: float = -1.0
     best_epoch: int = 0
     improved: int = 0  # the last epoch that was strictly better: what patience counts from
     rows: list[dict] = dataclasses.field(default_factory=list)
+
+    def begin_epoch(self) -> None:
+        self.batch, self.loss, self.words, self.seconds = 0, 0.0, 0, 0.0
 
 
 class Trainer:
@@ -158,11 +158,10 @@ class Trainer:
         self.wrapped, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
         self.validation = self._dataset("val", None)
         self.references = metrics.References({i: data.captions[i] for i in self.validation.ids})
-        self.progress = _Progress()
+        order = f"{len(self.dataset)} clips by {batch_size} x {self.accelerator.num_processes}, seed {settings.seed}"
+        self.progress = _Progress(order=order)
         if resume:
-            self._load_state()
-        elif self.accelerator.is_main_process:
-            start_anew(self.run)
+            self._load_last()
 
     def _dataset(self, split: str, captions_per_clip: int | None) -> CaptionDataset:
         settings, data = self.config.train, self.data
@@ -208,47 +207,60 @@ class Trainer:
         """The history's row of the epoch that best/ holds; None before the first."""
         return next((row for row in self.history if row["epoch"] == self.progress.best_epoch), None)
 
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done, or patience has run out."""
+        progress, patience = self.progress, self.config.train.patience
+        return progress.epoch >= self.epochs or 0 < patience <= progress.epoch - progress.improved
+
     def fit(self) -> list[dict]:
-        """Train to the end (or to max_minutes, or until patience runs out) and return the history."""
-        started = monotonic()
+        """Train to the end (or to max_minutes, or until patience runs out) and return the history.
+
+        A run that goes on from no checkpoint replaces an earlier one of its name. Raises UserError when another
+        process trains this run.
+        """
+        main = self.accelerator.is_main_process
+        with holding(self.run, "train") if main else contextlib.nullcontext():
+            if main and not self.progress.step:
+                start_anew(self.run)
+            self._fit()
+            self.accelerator.wait_for_everyone()
+        return self.history
+
+    def _fit(self) -> None:
+        started, progress = monotonic(), self.progress
         if self.accelerator.is_main_process:
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
         bar = tqdm(
             total=self.epochs * len(self.loader),
-            initial=self.progress.epoch * len(self.loader),
+            initial=progress.epoch * len(self.loader) + progress.batch,
             desc=f"train {self.run.name}",
             unit="batch",
             disable=not (self.show and self.accelerator.is_main_process),
             leave=False,
         )
-        stop = False
-        while self.progress.epoch < self.epochs and not stop:
+        while not self.finished:
             row = self._epoch(bar, started)
-            if row is None:  # out of time within an epoch; what the epoch learned is kept
-                self._save_last()
+            if row is None:  # out of time within an epoch
                 break
-            stop = self._end_epoch(row)
+            self._end_epoch(row)
             bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
         bar.close()
-        if self.accelerator.is_main_process and not (self.run / "best").exists():
+        if self.accelerator.is_main_process and not (self.run / "best" / "model.safetensors").exists():
             self._save_model("best")
-        self.accelerator.wait_for_everyone()
-        return self.history
 
     def _epoch(self, bar: tqdm, started: float) -> dict | None:
-        """One pass over the training clips; None when max_minutes ran out on the way."""
-        settings, epoch, begun = self.config.train, self.progress.epoch, monotonic()
+        """What is left of one pass over the training clips; None when max_minutes ran out on the way."""
+        settings, progress = self.config.train, self.progress
+        epoch, begun = progress.epoch, monotonic() - progress.seconds
         self.dataset.epoch = epoch
         critical = epoch >= settings.epochs
         share = 0.0 if critical else settings.scheduled_sampling * epoch / max(1, settings.epochs - 1)
         self.wrapped.train()
-        total, words, lr = 0.0, 0, 0.0
-        for number, batch in enumerate(self.loader):
+        for number, batch in self._batches():
             with self.accelerator.accumulate(self.wrapped):
-                done = epoch + (number + 1) / len(self.loader)
-                factor = lr_factor(done, settings.warmup_epochs, settings.epochs)
-                lr = settings.scst_lr if critical else settings.lr * factor
+                lr = self._lr(epoch + (number + 1) / len(self.loader))
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 if critical:
@@ -259,48 +271,70 @@ class Trainer:
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.wrapped.parameters(), settings.clip_norm)
-                    self.progress.step += 1
+                    progress.step += 1
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             count = int((batch.targets != PAD).sum())
-            total, words = total + float(loss.detach()) * count, words + count
+            progress.loss += float(loss.detach()) * count
+            progress.words += count
             bar.update()
-            if settings.max_minutes and monotonic() - started > 60 * settings.max_minutes:
+            if not self.accelerator.sync_gradients:
+                continue  # gradients wait for their step
+            progress.batch, progress.seconds = number + 1, monotonic() - begun
+            late = bool(settings.max_minutes) and monotonic() - started > 60 * settings.max_minutes
+            if late or progress.step % settings.checkpoint_every == 0:
+                self._save_last()
+            if late:
                 return None
         seconds = monotonic() - begun
         return {
             "epoch": epoch + 1,
-            "lr": lr,
-            "train_loss": total / words,
+            "lr": self._lr(epoch + 1),
+            "train_loss": progress.loss / progress.words,
             "seconds": round(seconds, 2),
-            "words_per_second": round(words / seconds),
+            "words_per_second": round(progress.words / seconds),
         }
 
-    def _end_epoch(self, row: dict) -> bool:
-        """Validate, log, save; True when training should stop early."""
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """The epoch's batches that are not done yet, with their numbers."""
+        done = self.progress.batch
+        batches = enumerate(skip_first_batches(self.loader, done) if done else self.loader, done)
+        if done:  # a loader draws a random number when it starts, which the run that was cut had drawn before
+            state = torch.get_rng_state()
+            first = list(islice(batches, 1))
+            torch.set_rng_state(state)
+            yield from first
+        yield from batches
+
+    def _lr(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch."""
+        settings = self.config.train
+        if epoch > settings.epochs:
+            return settings.scst_lr
+        return settings.lr * lr_factor(epoch, settings.warmup_epochs, settings.epochs)
+
+    def _end_epoch(self, row: dict) -> None:
+        """Validate, log, save."""
         settings, progress = self.config.train, self.progress
         progress.epoch += 1
+        progress.begin_epoch()
         if self.accelerator.is_main_process:
             row |= self.validate()
             progress.rows.append(row)
-            self._write_log()
             if row["val_CIDEr"] >= progress.best:  # of equals the later, which has learned longer
                 if row["val_CIDEr"] > progress.best:
                     progress.improved = progress.epoch
                 progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
                 self._save_model("best")
+            self._write_log()  # after best/: a row says that its epoch is safe
         if progress.epoch == settings.epochs and settings.scst_epochs:  # the second phase goes on from the best
             self.accelerator.wait_for_everyone()
             load_weights(self.model, load_file(self.run / "best" / "model.safetensors"), self.run / "best")
-        if progress.epoch % settings.checkpoint_every == 0 or progress.epoch in (settings.epochs, self.epochs):
+        if progress.epoch == settings.epochs or self.finished:
             self._save_last()
         shared = broadcast_object_list([row, progress.improved])
         row.update(shared[0])
         progress.improved = shared[1]
-        stop = bool(settings.patience) and progress.epoch - progress.improved >= settings.patience
-        if stop and self.accelerator.is_main_process:
-            self._save_last()
-        return stop
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -336,49 +370,21 @@ class Trainer:
 
     def _save_last(self) -> None:
         """last/: the model for use, and one file with everything that a resumed run needs."""
-        if not self.accelerator.is_main_process:
-            return
-        self._save_model("last")
-        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
-        for n, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{n}.{slot}": value for slot, value in slots.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        if self.accelerator.scaler is not None:
-            tensors["scaler"] = torch.tensor([self.accelerator.scaler.get_scale()])
-        state = {"progress": json.dumps(dataclasses.asdict(self.progress)), "config": to_json(self.config)}
-        with replacing(self.run / "last" / "resume.safetensors") as temporary:
-            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, temporary, metadata=state)
+        if self.accelerator.is_main_process:
+            self._save_model("last")
+            state = (self.model, self.optimizer, self.accelerator.scaler, vars(self.progress))
+            save_state(self.run / "last", *state, self.config)
 
-    def _load_state(self) -> None:
-        path = self.run / "last" / "resume.safetensors"
-        if not path.is_file():
-            return  # nothing was saved yet: the run starts at its beginning
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a checkpoint ({error}); delete it to train from the start") from error
-        saved = json.loads(metadata["config"])["model"]
-        if saved != dataclasses.asdict(self.config.model):
-            raise UserError(f"{path}: was trained with other model settings ({saved}); use another --run")
-        self.progress = _Progress(**json.loads(metadata["progress"]))
-        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        load_weights(self.model, weights, path)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, slot = name.split(".")
-                state.setdefault(int(number), {})[slot] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(tensors["rng.cpu"])
-        if torch.cuda.is_available() and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
-        if self.accelerator.scaler is not None and "scaler" in tensors:
-            self.accelerator.scaler.update(float(tensors["scaler"]))
+    def _load_last(self) -> None:
+        parts = (self.model, self.optimizer, self.accelerator.scaler, self.data, self.config.model)
+        saved, order = load_state(self.run / "last", *parts), self.progress.order
+        known = {n: type(v) for n, v in vars(self.progress).items()}
+        if odd := [n for n, v in saved.items() if known.get(n) is not type(v)]:
+            raise UserError(f"{self.run / 'last'}: not a checkpoint ({odd[0]}); delete it to train from the start")
+        self.progress = _Progress(**{"order": order, **saved})
+        if self.progress.order != order:
+            self.progress.order = order
+            self.progress.begin_epoch()
 
 
 def train(run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True) -> list[dict]:
