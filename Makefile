@@ -1,6 +1,8 @@
 # make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS choose)
 # make test        set everything up, lint, and pass the tests
 # make lab         open the notebooks in JupyterLab
+# make lowest      the tests once more, on the lowest versions that requirements.txt allows of the pure-Python packages
+# make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
 # make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile; notebook 04 shows
 #                  the ablations only where `python -m vcutils ablate data/corpora/sample --seeds 2` ran before
@@ -18,7 +20,9 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 SOURCES := vcutils tests notebooks
 export PYTHONUTF8 := 1
 
-.PHONY: setup notebooks test lint bench lab outputs clean
+PURE := timm accelerate nltk ipywidgets tqdm tyro jupyterlab jupytext nbconvert nbval pycocoevalcap codespell
+
+.PHONY: setup notebooks test lint lowest audit bench lab outputs clean
 
 setup: $(READY)
 
@@ -50,6 +54,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check vcutils tests
 	$(BIN)/mypy
 	$(BIN)/codespell vcutils tests notebooks README.md data/README.md Makefile
+
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	for name in $(PURE); do sed -nE "s/^($$name)>=([0-9.]+).*/\1==\2/p" requirements.txt; done > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install -r requirements.txt -c $(VENV)-lowest/lowest.txt -e .
+	$(VENV)-lowest/bin/python -m pytest
+
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --local
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py
