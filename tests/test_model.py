@@ -46,11 +46,20 @@ def test_shapes(small_model, batch, switches):
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_attention_sums_to_one_over_real_frames_and_is_zero_on_padding(small_model, batch, switches):
-    _, weights = small_model(sharpness=3, **switches)(batch.features, batch.frame_mask, read(batch))
-    assert torch.allclose(weights.sum(-1), torch.ones(3, 2, 5), atol=1e-6)
-    hidden_frames = ~batch.frame_mask[:, None, None].expand_as(weights)
-    assert hidden_frames.any() and (weights[hidden_frames] == 0).all()
-    assert (weights[~hidden_frames] > 0).all()
+    inputs = read(batch)
+    _, weights = small_model(sharpness=3, **switches)(batch.features, batch.frame_mask, inputs)
+    assert torch.allclose(weights.sum(-1), (inputs != PAD).float(), atol=1e-6)
+    real_frames = batch.frame_mask[:, None, None].expand_as(weights)
+    assert not real_frames.all() and (weights[~real_frames] == 0).all()
+    assert (weights[inputs != PAD][real_frames[inputs != PAD]] > 0).all()
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_nothing_is_computed_for_padding(small_model, batch, switches):
+    model, states = small_model(**switches), []
+    model.decoder.attention.register_forward_hook(lambda _, arguments, __: states.append(arguments[0].shape))
+    caption_loss(model, batch)
+    assert [rows for rows, _ in states] == [5, 5, 4, 3, 2], "captions of 4, 5, 2, 5 and 3 words, <end> included"
 
 
 def test_attention_depends_on_the_frames_and_on_the_word(small_model, batch):
@@ -60,9 +69,10 @@ def test_attention_depends_on_the_frames_and_on_the_word(small_model, batch):
 
 
 def test_uniform_attention_gives_every_frame_the_same(small_model, batch):
-    _, weights = small_model(attention="uniform")(batch.features, batch.frame_mask, read(batch))
+    inputs = read(batch)
+    _, weights = small_model(attention="uniform")(batch.features, batch.frame_mask, inputs)
     for b, count in enumerate((6, 2, 4)):
-        assert torch.allclose(weights[b, :, :, :count], torch.tensor(1 / count))
+        assert torch.allclose(weights[b][inputs[b] != PAD][:, :count], torch.tensor(1 / count))
 
 
 @pytest.mark.parametrize("switches", SWITCHES[:3], ids=str)

@@ -38,6 +38,32 @@ class Memory:
         """The memory of some clips, by row index."""
         return Memory(self.values[rows], self.keys[rows], self.mask[rows])
 
+    def each(self, frames: Tensor) -> Tensor:
+        """Something of every frame (B, T, …) beside every state of the decoder."""
+        return frames[:, None]
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """Contexts (B, K, C): the values' means by weights (B, K, T)."""
+        return weights @ self.values
+
+
+@dataclass
+class PackedMemory(Memory):
+    """The same for only n of the B·K captions: the decoder's states are (n, H), its contexts (n, C)."""
+
+    captions: Tensor  # (n,) which of the B·K captions, row by row
+    count: int  # K
+
+    def each(self, frames: Tensor) -> Tensor:
+        """As Memory's, (n, T, …)."""
+        return frames.index_select(0, self.captions // self.count)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """As Memory's, (n, C) by weights (n, T)."""
+        clips, frames = self.mask.shape
+        spread = weights.new_zeros(clips * self.count, frames).index_copy(0, self.captions, weights)
+        return super().mix(spread.view(clips, self.count, frames)).flatten(0, 1)[self.captions]
+
 
 class Encoder(nn.Module):
     """Frames (B, T, D) → encoded frames (B, T, 2H), zero where no frame exists."""
@@ -155,14 +181,15 @@ class AdditiveAttention(nn.Module):
 
     def forward(self, hidden: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context (B, K, C) and weights (B, K, T) for decoder states (B, K, H)."""
+        mask = memory.each(memory.mask)
         if self.uniform:
-            scores = torch.zeros(*hidden.shape[:2], memory.mask.shape[1], device=hidden.device)
+            scores = mask.new_zeros(*hidden.shape[:-1], mask.shape[-1], dtype=torch.float)
         else:
-            query = self.query(hidden)[:, :, None]  # (B, K, 1, A)
-            scores = self.score(torch.tanh(memory.keys[:, None] + query)).squeeze(-1)  # (B, K, T)
-        scores = scores.float().masked_fill(~memory.mask[:, None], float("-inf"))
+            query = self.query(hidden).unsqueeze(-2)  # (B, K, 1, A)
+            scores = self.score(torch.tanh(memory.each(memory.keys) + query)).squeeze(-1)  # (B, K, T)
+        scores = scores.float().masked_fill(~mask, float("-inf"))
         weights = scores.softmax(dim=-1).to(memory.values.dtype)
-        return weights @ memory.values, weights
+        return memory.mix(weights), weights
 
 
 class Decoder(nn.Module):
@@ -247,24 +274,30 @@ class CaptionModel(nn.Module):
         return Memory(values, self.decoder.attention.keys(values), kept)
 
     def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: logits (n, V) of the n real words, and weights (B, K, L, T).
+        """Teacher forcing: logits (n, V) of the n real words, and weights (B, K, L, T), zero on padding.
 
-        `inputs` (B, K, L) are <start> and the words; the n positions are those of `inputs != <pad>` in row order.
-        Logits are computed once for the whole batch, and not at all for padding.
+        `inputs` (B, K, L) are <start> and the words, then <pad>; the n positions are those of `inputs != <pad>` in row
+        order. Nothing is computed for padding: captions are sorted by length, and the shorter ones leave as they end.
+        Logits are computed once for the whole batch.
         """
-        memory = self.encode(features, frame_mask)
-        words = self.decoder.read(inputs)  # (B, K, L, 4H)
-        state = self.decoder.start(memory, inputs.shape[1])
-        hiddens, contexts, weights = [], [], []
-        with self.decoder.gates.one_gradient(), self.decoder.attention.query.one_gradient():
-            for word in words.unbind(2):  # its backward is one stack, that of slices a full tensor of zeros each
-                state, context, weight = self.decoder.step(word, state, memory)
-                hiddens.append(state[0])
-                contexts.append(context)
-                weights.append(weight)
-        real = inputs != PAD
-        logits = self.decoder.logits(torch.stack(hiddens, 2)[real], torch.stack(contexts, 2)[real])
-        return logits, torch.stack(weights, 2)
+        decoder, memory, (_, count, length) = self.decoder, self.encode(features, frame_mask), inputs.shape
+        lengths, order = (inputs != PAD).flatten(0, 1).sum(dim=1).sort(descending=True, stable=True)
+        alive = torch.arange(length, device=inputs.device)[:, None] < lengths  # (L, B·K)
+        # Where the n words of all steps stand among the B·K·L places, step after step.
+        places = (order * length + torch.arange(length, device=inputs.device)[:, None])[alive]
+        counts = [n for n in alive.sum(dim=1).tolist() if n]
+        words = decoder.read(inputs.flatten()[places]).split(counts)
+        hidden, cell = (s.flatten(0, 1)[order] for s in decoder.start(memory, count))
+        steps = []
+        with decoder.gates.one_gradient(), decoder.attention.query.one_gradient():
+            for word in words:
+                packed = PackedMemory(memory.values, memory.keys, memory.mask, order[: len(word)], count)
+                (hidden, cell), *rest = decoder.step(word, (hidden[: len(word)], cell[: len(word)]), packed)
+                steps.append((hidden, *rest))
+        hiddens, contexts, weights = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        in_row_order = places.argsort()
+        spread = weights.new_zeros(inputs.numel(), weights.shape[1]).index_copy(0, places, weights)
+        return decoder.logits(hiddens[in_row_order], contexts[in_row_order]), spread.view(*inputs.shape, -1)
 
 
 def caption_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0, inputs: Tensor | None = None) -> Tensor:
