@@ -154,7 +154,9 @@ class Trainer:
             self.model = CaptionModel(config.model, len(data.vocabulary), data.store.dim)
         self.dataset = self._dataset("train", settings.captions_per_clip)
         loader = make_loader(self.dataset, batch_size, shuffle=True, num_workers=settings.num_workers)
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
         self.wrapped, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
         self.validation = self._dataset("val", None)
         self.references = metrics.References({i: data.captions[i] for i in self.validation.ids})
