@@ -334,10 +334,10 @@ def _training_data(config: Config, backbone: str | None) -> Any:
     from vcutils.corpus import open_corpus
     from vcutils.dataset import load_data
 
+    opened = open_corpus(config.corpus_dir)
     with PartialState().main_process_first():  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _report(_make_vocab(config), as_json=False, file=sys.stderr)
-    opened = open_corpus(config.corpus_dir)
     return load_data(opened, config.artifacts, backbone or (None if opened.features else config.extract.backbone))
 
 

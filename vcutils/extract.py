@@ -360,7 +360,10 @@ def _features(backbone: Backbone, clips: dict[str, Path], config: ExtractConfig)
 
 def _stamp(path: Path) -> dict[str, int]:
     """What tells a changed file from an unchanged one."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # a link to nothing, a file that has just gone: a row with its reason, and no end of the run
+        return {"bytes": 0, "mtime": 0}
     return {"bytes": status.st_size, "mtime": int(status.st_mtime)}
 
 

@@ -234,21 +234,20 @@ class Trainer:
         if self.accelerator.is_main_process:
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
-        bar = tqdm(
+        with tqdm(
             total=self.epochs * len(self.loader),
             initial=progress.epoch * len(self.loader) + progress.batch,
             desc=f"train {self.run.name}",
             unit="batch",
             disable=not (self.show and self.accelerator.is_main_process),
             leave=False,
-        )
-        while not self.finished:
-            row = self._epoch(bar, started)
-            if row is None:  # out of time within an epoch
-                break
-            self._end_epoch(row)
-            bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
-        bar.close()
+        ) as bar:
+            while not self.finished:
+                row = self._epoch(bar, started)
+                if row is None:  # out of time within an epoch
+                    break
+                self._end_epoch(row)
+                bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
         if self.accelerator.is_main_process and not (self.run / "best" / "model.safetensors").exists():
             self._save_model("best")
 

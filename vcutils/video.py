@@ -19,6 +19,11 @@ import cv2
 
 from vcutils.config import UserError
 
+# A clip may be a playlist, a concatenation or a stream description under a video's name: none of them is followed.
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,gif"
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;file|format_whitelist;{_FORMATS}"
+MAX_THREADS = 8  # of a decoder
+
 
 class VideoError(UserError):
     """A clip that cannot be decoded; the message names the file and the reason."""
@@ -81,9 +86,15 @@ def check_first_frame(path: Path) -> None:
 
 def _open(path: Path, threads: int = 0) -> cv2.VideoCapture:
     if not Path(path).is_file():
-        raise VideoError(f"{path}: no such clip")
-    settings = [cv2.CAP_PROP_N_THREADS, threads] if threads else []
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, settings)
+        raise VideoError(f"{path}: no such clip, or not a plain file; pipes and devices might never end")
+    try:
+        (name := os.path.abspath(path)).encode()
+    except UnicodeEncodeError as error:
+        raise VideoError(f"{path!a}: OpenCV opens no file whose name is not UTF-8; rename it") from error
+    # Every thread holds frames of its own: with one per core of a large machine, memory would run out.
+    settings = [cv2.CAP_PROP_N_THREADS, min(threads, MAX_THREADS)] if threads else []
+    # Without "file:" a name such as cache:other.mp4 or concat:a|b opens other files.
+    capture = cv2.VideoCapture(f"file:{name}", cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
         raise VideoError(f"{path}: not a video that can be decoded; play it, or convert it to MP4 (H.264)")
     return capture
@@ -95,7 +106,8 @@ def _decode(
     """One sequential pass to the capture's end: keep the frames at `wanted` positions, count all."""
     try:
         fps = capture.get(cv2.CAP_PROP_FPS)
-        fps = fps if np.isfinite(fps) and fps > 0 else 25.0
+        timed = 1e-3 <= fps <= 1e4  # else the header is broken, and so are the times that follow from it
+        fps = fps if timed else 25.0
         targets, images, indices, timestamps = set(wanted), [], [], []
         count = 0
         while capture.grab():
@@ -107,7 +119,7 @@ def _decode(
                     images.append(each(rgb) if each else rgb)
                     indices.append(count)
                     # Containers without time stamps report 0 or less for every frame.
-                    timestamps.append(milliseconds / 1000 if milliseconds > 0 else count / fps)
+                    timestamps.append(milliseconds / 1000 if timed and milliseconds > 0 else count / fps)
             count += 1
             if stop_after_last and len(images) == len(targets):
                 break
@@ -115,4 +127,6 @@ def _decode(
         capture.release()
     if count == 0 or (wanted and not images and count > max(wanted)):
         raise VideoError(f"{path}: no frame decodes; the file is empty, cut or not a video")
+    if timestamps != sorted(timestamps):  # a damaged clip: its frames do follow each other, its time stamps do not
+        timestamps = [i / fps for i in indices]
     return Frames(images, indices, timestamps, fps, count)

@@ -90,9 +90,11 @@ class Worker:
             answer = None
         finally:
             timer.cancel()
-        if answer is None:
+            timer.join()  # a kill at the last moment must not hit the next clip
+        if answer is None or stalled.is_set():
             code = child.wait()
             self.close()
+        if answer is None:
             if stalled.is_set():
                 raise VideoError(f"{path}: not decoded within {seconds:.0f} s; cut the clip, or leave it out")
             raise VideoError(f"{path}: the decoder crashed on it (exit code {code}); convert the clip to MP4 (H.264)")
