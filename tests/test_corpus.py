@@ -10,7 +10,6 @@ import pytest
 
 from vcutils.config import Config, UserError
 from vcutils.corpus import (
-    doctor,
     load_corpus,
     make_splits,
     msvd_splits,
@@ -202,25 +201,30 @@ def test_corpus_folder_is_only_read(make_corpus, snapshot):
     before = snapshot(root)
     corpus = open_corpus(root)
     make_splits(corpus)
-    doctor(corpus, {})
     assert snapshot(root) == before
 
 
-def test_doctor_counts_and_tells_every_problem(make_corpus):
-    root = make_corpus(ids=("a", "b", "c"), captions="a x\na y\na z\nb x\nc y\nghost z\n")
-    report = doctor(open_corpus(root), {"c": "c.avi: no frame decodes"}, num_frames=10, feature_dim=1000)
-    assert (report["clips"], report["clips with captions"], report["captions"]) == (3, 3, 5)
-    assert report["captions per clip"] == {"min": 1, "mean": 1.7, "max": 3}
-    assert report["unreadable clips"] == ["c"]
-    assert any("no frame decodes" in p for p in report["problems"]) and any("ghost" in p for p in report["problems"])
-    assert sum(report["split"][s] for s in ("train", "val", "test")) == 3
-    assert report["disk for features, MB"] == pytest.approx(3 * 10 * 1000 * 2 / 1e6, abs=0.05)
-    json.dumps(report)
+def test_ids_of_exclude_txt_are_left_out_and_the_rest_keeps_its_split(make_corpus, tmp_path, capsys):
+    ids = tuple("abcdefghij")
+    config = dataclasses.replace(Config(), corpus=make_corpus(ids), data=tmp_path / "data")
+    before, _ = make_splits(load_corpus(config))
+    assert capsys.readouterr().err == ""
+    config.artifacts.mkdir(parents=True)
+    (config.artifacts / "exclude.txt").write_text("# c.avi: no frame decodes\nc\n\n  d\r\nunknown\n")
+    corpus = load_corpus(config)
+    assert "exclude.txt: 2 clip(s) are left out" in capsys.readouterr().err
+    assert corpus.excluded == ["c", "d"] and corpus.usable == sorted(set(ids) - {"c", "d"}) == sorted(corpus.clips)
+    after, _ = make_splits(corpus)
+    assert after == {name: [i for i in ids if i not in "cd"] for name, ids in before.items()}
 
 
-def test_doctor_reports_a_split_that_cannot_be_made(make_corpus):
-    report = doctor(open_corpus(make_corpus(ids=("a",))), {})
-    assert report["problems"] and report["split"]["origin"] == "none"
+@pytest.mark.parametrize(("content", "reason"), [(b"\xff\xfe", "UTF-8"), (b"a\nb\nc\n", "leaves no clip")])
+def test_exclude_txt_that_is_no_use_is_named(make_corpus, tmp_path, content, reason):
+    config = dataclasses.replace(Config(), corpus=make_corpus(), data=tmp_path / "data")
+    config.artifacts.mkdir(parents=True)
+    (config.artifacts / "exclude.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"exclude\.txt: .*{reason}"):
+        load_corpus(config)
 
 
 def test_embedded_corpus_is_rendered_when_none_is_named(tiny_config, tiny_corpus):

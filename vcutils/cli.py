@@ -38,14 +38,18 @@ def sample(out: Path | None = None, clips: int = 120, seed: int = 0) -> int:
     return 0
 
 
-def doctor(corpus: CorpusArg, as_json: JsonArg = False) -> int:
-    """Counts, split, unreadable clips, captions without clips, disk estimate: what to know before hours are spent."""
-    from vcutils.corpus import doctor as examine
-    from vcutils.corpus import open_corpus
-    from vcutils.workers import unreadable_clips
+def doctor(corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False) -> int:
+    """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent.
 
-    opened = open_corpus(corpus)
-    report = examine(opened, unreadable_clips(opened.clips))
+    Args:
+        fix: list the unreadable clips in data/<corpus>/exclude.txt, so that every later stage leaves them out.
+
+    """
+    from vcutils.corpus import load_corpus
+    from vcutils.doctor import examine
+
+    config = _config(corpus, data)
+    report = examine(load_corpus(config), config, fix)
     _report(report, as_json)
     return 1 if report["problems"] else 0
 
@@ -68,13 +72,13 @@ def extract(
         engine: ray spreads N shards over a Ray cluster (pip install ray).
 
     """
-    from vcutils.corpus import open_corpus
+    from vcutils.corpus import load_corpus
     from vcutils.extract import extract_corpus, extract_with_ray
 
     config = _config(corpus, data)
     changes: dict[str, Any] = {"backbone": backbone, "num_frames": num_frames}
     settings = dataclasses.replace(config.extract, **{k: v for k, v in changes.items() if v is not None})
-    opened = open_corpus(corpus)
+    opened = load_corpus(config)
     if not opened.clips:
         raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
     index, count = _shard(shard)
@@ -91,6 +95,21 @@ def extract(
     }
     _report(summary, as_json)
     return 1 if report.failed else 0
+
+
+def pack(
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")],
+    as_json: JsonArg = False,
+) -> int:
+    """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
+    from vcutils.store import FeatureStore
+    from vcutils.store import pack as write_pack
+
+    path = write_pack(features)
+    _report({"pack": str(path), "clips": len(FeatureStore(features).ids), "bytes": path.stat().st_size}, as_json)
+    return 0
+
+
 
 
 def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
@@ -331,10 +350,10 @@ def _training_data(config: Config, backbone: str | None) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
     from accelerate import PartialState
 
-    from vcutils.corpus import open_corpus
+    from vcutils.corpus import load_corpus
     from vcutils.dataset import load_data
 
-    opened = open_corpus(config.corpus_dir)
+    opened = load_corpus(config)
     with PartialState().main_process_first():  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _report(_make_vocab(config), as_json=False, file=sys.stderr)
@@ -343,10 +362,10 @@ def _training_data(config: Config, backbone: str | None) -> Any:
 
 def _make_vocab(config: Config) -> dict[str, Any]:
     """Write splits.json and vocab.json of a corpus; what was done as a report."""
-    from vcutils.corpus import make_splits, open_corpus, save_splits
+    from vcutils.corpus import load_corpus, make_splits, save_splits
     from vcutils.vocab import build_vocabulary, oov_rate
 
-    corpus = open_corpus(config.corpus_dir)
+    corpus = load_corpus(config)
     splits, origin = make_splits(corpus)
     vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
     with holding(config.artifacts, "vocab"):

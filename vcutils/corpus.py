@@ -10,9 +10,10 @@ import hashlib
 import json
 import re
 import reprlib
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,7 @@ CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json
 NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 SPLITS = ("train", "val", "test")
+EXCLUDE = "exclude.txt"  # in data/<corpus>/: ids to leave out, one per line, "# " before a comment
 Splits = dict[str, list[str]]
 MAX_CAPTION = 10_000  # characters; what is longer is a file without line ends, and would take minutes to tokenize
 # An id names files: separators, control characters, hidden names, drive letters and Windows' devices are not for it.
@@ -45,6 +47,7 @@ class Corpus:
     own_splits: Splits | None = None  # the corpus' splits.json, or the split that its caption file holds
     features: dict[str, Path] = field(default_factory=dict)  # name -> folder of <id>.npy that the corpus brings
     problems: list[str] = field(default_factory=list)  # what was passed over, one line each
+    excluded: list[str] = field(default_factory=list)  # usable but for data/<corpus>/exclude.txt
 
     @property
     def name(self) -> str:
@@ -127,12 +130,44 @@ def is_file_name(video_id: Any) -> bool:
 
 
 def load_corpus(config: Config, progress: bool = True) -> Corpus:
-    """The corpus of a configuration; renders the embedded one first when it is wanted and not there yet."""
+    """The corpus of a configuration, without what its exclude.txt names.
+
+    Renders the embedded corpus first when it is wanted and not there yet.
+    """
     if config.corpus is None:
         from vcutils import sample
 
         sample.build(config.corpus_dir, clips=config.clips, progress=progress)
-    return open_corpus(config.corpus_dir)
+    return leave_out(open_corpus(config.corpus_dir), config.artifacts / EXCLUDE)
+
+
+def leave_out(corpus: Corpus, path: Path) -> Corpus:
+    """The corpus without the ids in a list such as `doctor --fix` writes; says on stderr how many they are.
+
+    Raises UserError when the list cannot be read, or leaves nothing.
+    """
+    listed = set(read_excluded(path))
+    excluded = [i for i in corpus.usable if i in listed]
+    if not listed.intersection([*corpus.clips, *corpus.captions]):
+        return corpus
+    print(f"{path}: {len(excluded)} clip(s) are left out", file=sys.stderr)
+    clips = {i: clip for i, clip in corpus.clips.items() if i not in listed}
+    captions = {i: texts for i, texts in corpus.captions.items() if i not in listed}
+    rest = replace(corpus, clips=clips, captions=captions, excluded=excluded)
+    if not rest.usable:
+        raise UserError(f"{path}: leaves no clip of {corpus.root}; take some ids out of the list")
+    return rest
+
+
+def read_excluded(path: Path) -> list[str]:
+    """The ids in an exclude.txt; none when there is no such file. Raises UserError when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); write one id per line") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("# ")]
 
 
 def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
@@ -289,14 +324,14 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
     Only usable clips are kept. A corpus of which no validation clip is at hand gives up some training clips for it;
     the test split is never touched.
     """
-    usable = corpus.usable
+    allowed = set(corpus.usable)
+    everything = sorted(allowed.union(corpus.excluded))  # to leave one out must not deal all the others anew
     if corpus.own_splits is not None:
         splits, origin = corpus.own_splits, "the corpus itself"
-    elif (official := msvd_splits(usable)) is not None:
+    elif (official := msvd_splits(everything)) is not None:
         splits, origin = official, "MSVD's official 1,200/100/670"
     else:
-        splits, origin = random_splits(usable), "70/15/15 at random, seed 42"
-    allowed = set(usable)
+        splits, origin = random_splits(everything), "70/15/15 at random, seed 42"
     splits = {name: [i for i in splits[name] if i in allowed] for name in SPLITS}
     if not splits["val"] and len(splits["train"]) > 1:
         moved = splits["train"][:: max(2, min(7, len(splits["train"])))]
@@ -338,35 +373,3 @@ def msvd_splits(ids: Iterable[str]) -> Splits | None:
 def save_splits(splits: Mapping[str, list[str]], path: Path) -> None:
     """Write the split in use as JSON, whole or not at all."""
     write_text(path, json.dumps(splits, indent=1))
-
-
-def doctor(corpus: Corpus, unreadable: Mapping[str, str], num_frames: int = 40, feature_dim: int = 2048) -> dict:
-    """What a person should know before hours are spent: counts, split, unreadable clips, disk estimate.
-
-    `unreadable` holds the reason per clip that cannot be decoded (see workers.unreadable_clips). Returns a JSON-ready
-    dict; `problems` lists everything that will be passed over, a line each.
-    """
-    problems = corpus.problems + [f"{video_id}: {reason}" for video_id, reason in sorted(unreadable.items())]
-    try:
-        splits, origin = make_splits(corpus)
-        split: dict = {"origin": origin, **{name: len(ids) for name, ids in splits.items()}}
-    except UserError as error:
-        split = {"origin": "none"}
-        problems.append(str(error))
-    counts = [len(corpus.captions[i]) for i in corpus.usable]
-    return {
-        "corpus": str(corpus.root),
-        "clips": len(corpus.clips),
-        "own features": sorted(corpus.features),
-        "clips with captions": len(corpus.usable),
-        "captions": sum(counts),
-        "captions per clip": {
-            "min": min(counts),
-            "mean": round(sum(counts) / len(counts), 1),
-            "max": max(counts),
-        },
-        "split": split,
-        "unreadable clips": sorted(unreadable),
-        "disk for features, MB": round(len(corpus.clips) * num_frames * feature_dim * 2 / 1e6, 1),
-        "problems": problems,
-    }
