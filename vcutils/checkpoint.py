@@ -20,8 +20,9 @@ from torch import Tensor
 
 from vcutils.config import Config, ModelConfig, UserError, from_dict, replacing, to_json, write_text, writing
 from vcutils.corpus import read_json
-from vcutils.dataset import CaptionData, FeatureStore, backbone_of, said
+from vcutils.dataset import CaptionData
 from vcutils.model import CaptionModel
+from vcutils.store import FeatureStore, backbone_of, said
 from vcutils.vocab import Vocabulary
 
 STATE = "resume.safetensors"

@@ -110,8 +110,6 @@ def pack(
     return 0
 
 
-
-
 def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
     """Fix the split and count the vocabulary on its training part.
 
@@ -316,7 +314,7 @@ def explore(
     return 1 if problems else 0
 
 
-VERBS = (sample, doctor, extract, vocab, train, ablate, evaluate, score, caption, explore)
+VERBS = (sample, doctor, extract, pack, vocab, train, ablate, evaluate, score, caption, explore)
 
 
 def main(args: list[str] | None = None) -> int:

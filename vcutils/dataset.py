@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from vcutils.config import Config, UserError, suited
 from vcutils.corpus import Corpus, read_splits
-from vcutils.extract import feature_folder, read_manifest
+from vcutils.extract import feature_folder
+from vcutils.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
 
@@ -52,89 +52,6 @@ class Batch:
     def targets(self) -> Tensor:
         """(B, K, L) what it must say: the inputs shifted by one."""
         return self.captions[:, :, 1:]
-
-
-def backbone_of(folder: Path | str) -> str:
-    """The backbone's name in the path of its features: all behind features/, since `timm/x` is a folder in a folder."""
-    return Path(folder).as_posix().rpartition("/features/")[2]
-
-
-class FeatureStore:
-    """Features of clips by id from a folder of `<id>.npy` files, (T, D) each; `ids` are those at hand.
-
-    Where a manifest tells what was extracted, a file that it does not know is no clip's: something else left it
-    behind. Raises UserError when there are none, or when the manifest is broken or of two kinds of features.
-    """
-
-    def __init__(self, folder: Path, cache: bool = True) -> None:
-        self.folder = Path(folder)
-        self.ids = {path.stem for path in self.folder.glob("*.npy") if not path.name.startswith(".")}
-        try:
-            self.manifest = read_manifest(self.folder)  # rows by id; empty for features that a corpus brought
-            if self.manifest:
-                self.ids &= {i for i, row in self.manifest.items() if "error" not in row}
-            self.extracted = self._extracted()
-        except (OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{folder}: its manifest cannot be read ({error}); delete it and extract again") from error
-        if not self.ids:
-            raise UserError(f"{folder}: no features; run notebook 01 or `python -m vcutils extract CORPUS`")
-        self._cache: dict[str, np.ndarray] | None = {} if cache else None
-        self._first = min(self.ids)
-        self.dim = self[self._first].shape[1]
-
-    def _extracted(self) -> dict[str, Any] | None:
-        """Backbone, weights and num_frames of all clips; None where no manifest tells."""
-        first: tuple[str, dict[str, Any]] | None = None
-        for video_id in sorted(self.ids & set(self.manifest)):
-            row = self.manifest[video_id]
-            kind = {name: row.get(name) for name in ("backbone", "weights", "num_frames")}
-            first = first or (video_id, kind)
-            if kind != first[1]:
-                raise UserError(
-                    f"{self.folder}: by its manifest {first[0]} has {said(first[1])}, {video_id} {said(kind)}; delete "
-                    "the folder and extract all clips alike"
-                )
-        return first and first[1]
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        """Features (T, D) of one clip, as stored (float32 where torch has no such type).
-
-        Raises UserError for a missing or unusable file.
-        """
-        if self._cache is not None and video_id in self._cache:
-            return self._cache[video_id]
-        path = self.folder / f"{video_id}.npy"
-        if video_id not in self.ids:
-            raise UserError(f"{path}: no features of {video_id}; extract them first")
-        try:
-            with open(path, "rb") as file:  # np.load would also take archives
-                features = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
-            raise UserError(f"{path}: not a feature array ({error}); delete it and extract again") from error
-        if features.dtype.kind == "f" and features.dtype not in (np.float16, np.float32):
-            with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused below
-                features = features.astype(np.float32)
-        if features.ndim > 2 and features.size:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
-            features = features.reshape(len(features), -1)
-        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
-            raise UserError(f"{path}: must be a float array (T, D), is {features.dtype} {features.shape}")
-        if not np.isfinite(features).all():
-            raise UserError(f"{path}: holds NaN or infinite values; delete it and extract again")
-        if features.shape[1] != getattr(self, "dim", features.shape[1]):
-            raise UserError(f"{path}: {features.shape[1]} numbers per frame, {self._first}.npy has {self.dim}")
-        row = self.manifest.get(video_id, {})
-        if (frames := row.get("T", len(features))) != len(features):
-            raise UserError(f"{path}: {len(features)} frames, its manifest says {frames}; delete it and extract again")
-        if self._cache is not None:
-            self._cache[video_id] = features
-        return features
-
-
-def said(extracted: Mapping[str, Any] | None) -> str:
-    """Which features these are, in words."""
-    return "features without a manifest" if extracted is None else ", ".join(f"{k} {v}" for k, v in extracted.items())
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from vcutils import metrics
 from vcutils.checkpoint import check_features, load_model, run_config
 from vcutils.config import DecodeConfig, UserError, holding, write_text
 from vcutils.corpus import open_corpus
-from vcutils.dataset import CaptionData, FeatureStore, backbone_of, clip_batches, derange, load_data, said
+from vcutils.dataset import CaptionData, clip_batches, derange, load_data
 from vcutils.decode import Hypothesis, caption_clips, generate
 from vcutils.extract import Backbone, clip_features, load_backbone, pick_device
 from vcutils.model import CaptionModel
+from vcutils.store import FeatureStore, backbone_of, said
 from vcutils.video import frames_at
 from vcutils.vocab import Vocabulary, tokenize
 

@@ -1,0 +1,215 @@
+"""Features of clips by id, from a folder of `<id>.npy` files or from the one file that `pack` makes of them.
+
+A pack is for corpora of tens of thousands of clips: it opens without a look at every file, and is read where the disk
+is fastest. It is a safetensors file, a tensor (T, D) per clip.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from vcutils.config import UserError, holding, replacing
+from vcutils.extract import read_manifest
+
+PACK = "packed.safetensors"
+CACHE_BYTES = 2**30  # of features kept in memory once read; what goes beyond is read again
+_DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # safetensors' names
+
+
+def backbone_of(folder: Path | str) -> str:
+    """The backbone's name in the path of its features: all behind features/, since `timm/x` is a folder in a folder."""
+    return Path(folder).as_posix().rpartition("/features/")[2]
+
+
+class FeatureStore:
+    """Features of clips by id, (T, D) each; `ids` are those at hand.
+
+    They come from the folder's pack where there is one, else from its `<id>.npy` files. Where a manifest tells what was
+    extracted, a file that it does not know is no clip's: something else left it behind. Raises UserError when there are
+    none, when the manifest is broken or of two kinds of features, or when the pack is broken or not of this manifest.
+    """
+
+    def __init__(self, folder: Path, cache: bool = True, packed: bool = True) -> None:
+        self.folder = Path(folder)
+        self._pack = _Pack(self.folder) if packed and (self.folder / PACK).is_file() else None
+        self._cache: dict[str, np.ndarray] | None = {} if cache and not self._pack else None
+        self._cached = 0  # bytes
+        self.extracted: dict[str, Any] | None
+        if self._pack:  # the manifest, large by now, is read when it is needed
+            self.ids, self.extracted = set(self._pack.places), self._pack.extracted
+        else:
+            self.ids = {name[:-4] for name in _names(self.folder)}
+            try:
+                if self.manifest:
+                    self.ids &= {i for i, row in self.manifest.items() if "error" not in row}
+                self.extracted = self._extracted()
+            except (KeyError, TypeError, AttributeError) as error:
+                raise self._broken(error) from error
+        if not self.ids:
+            raise UserError(f"{folder}: no features; run notebook 01 or `python -m vcutils extract CORPUS`")
+        self._first = min(self.ids)
+        self.dim = self[self._first].shape[1]
+
+    @cached_property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """What was extracted, rows by id; empty for features that a corpus brought. Raises UserError when broken."""
+        try:
+            return read_manifest(self.folder)
+        except (OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> UserError:
+        return UserError(f"{self.folder}: its manifest cannot be read ({error}); delete it and extract again")
+
+    def _extracted(self) -> dict[str, Any] | None:
+        """Backbone, weights and num_frames of all clips; None where no manifest tells."""
+        first: tuple[str, dict[str, Any]] | None = None
+        for video_id in sorted(self.ids & set(self.manifest)):
+            row = self.manifest[video_id]
+            kind = {name: row.get(name) for name in ("backbone", "weights", "num_frames")}
+            first = first or (video_id, kind)
+            if kind != first[1]:
+                raise UserError(
+                    f"{self.folder}: by its manifest {first[0]} has {said(first[1])}, {video_id} {said(kind)}; delete "
+                    "the folder and extract all clips alike"
+                )
+        return first and first[1]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """Features (T, D) of one clip, as stored (float32 where torch has no such type).
+
+        Raises UserError for a missing or unusable file.
+        """
+        if self._cache is not None and video_id in self._cache:
+            return self._cache[video_id]
+        path = self.folder / f"{video_id}.npy"
+        if video_id not in self.ids:
+            raise UserError(f"{path}: no features of {video_id}; extract them first")
+        if self._pack:
+            return self._pack[video_id]
+        try:
+            with open(path, "rb") as file:  # np.load would also take archives
+                features = np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
+            raise UserError(f"{path}: not a feature array ({error}); delete it and extract again") from error
+        if features.dtype.kind == "f" and features.dtype not in (np.float16, np.float32):
+            with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused below
+                features = features.astype(np.float32)
+        if features.ndim > 2 and features.size:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
+            features = features.reshape(len(features), -1)
+        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
+            raise UserError(f"{path}: must be a float array (T, D), is {features.dtype} {features.shape}")
+        if not np.isfinite(features).all():
+            raise UserError(f"{path}: holds NaN or infinite values; delete it and extract again")
+        if features.shape[1] != getattr(self, "dim", features.shape[1]):
+            raise UserError(f"{path}: {features.shape[1]} numbers per frame, {self._first}.npy has {self.dim}")
+        row = self.manifest.get(video_id, {})
+        if (frames := row.get("T", len(features))) != len(features):
+            raise UserError(f"{path}: {len(features)} frames, its manifest says {frames}; delete it and extract again")
+        if self._cache is not None and self._cached + features.nbytes <= CACHE_BYTES:
+            self._cache[video_id] = features
+            self._cached += features.nbytes
+        return features
+
+
+class _Pack:
+    """The file that `pack` writes: where each clip's features lie in it, and what they were extracted with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / PACK
+        try:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, os.path.getsize(self.path))))
+            about = header.pop("__metadata__")
+            self.extracted: dict[str, Any] | None = json.loads(about["extracted"])
+            manifest, end = about["manifest"], 0
+            self.places: dict[str, tuple[np.dtype, tuple[int, int], int]] = {}
+            for video_id, entry in header.items():
+                dtype, (frames, dim), (begin, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+                if begin != end or stop - begin != frames * dim * dtype.itemsize:
+                    raise ValueError(f"{video_id}: {frames} x {dim} numbers in bytes {begin} to {stop}")
+                self.places[video_id], end = (dtype, (frames, dim), 8 + length + begin), stop
+            if (size := os.path.getsize(self.path)) != 8 + length + end:
+                raise ValueError(f"{size} bytes, {8 + length + end} expected")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{self.path}: not a whole pack ({error}); delete it, or pack {folder} again") from error
+        other = ""
+        if any(folder.glob("manifest*.jsonl")):  # knows of every file
+            other = "its manifest" if manifest != _manifest_digest(folder) else ""
+        elif unknown := {name[:-4] for name in _names(folder)} - set(self.places):
+            other = f"{min(unknown)}.npy"
+        if other:
+            raise UserError(
+                f"{self.path}: {other} is not what was packed; run `python -m vcutils pack {folder}` again, or delete "
+                "the pack"
+            )
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        dtype, shape, offset = self.places[video_id]
+        with open(self.path, "rb") as file:  # opened for each clip, so that worker processes can share the store
+            file.seek(offset)
+            data = file.read(shape[0] * shape[1] * dtype.itemsize)
+        try:
+            return np.frombuffer(bytearray(data), dtype).reshape(shape)
+        except ValueError as error:
+            raise UserError(f"{self.path}: was cut while it was in use; pack {self.path.parent} again") from error
+
+
+def pack(folder: Path, progress: bool = True) -> Path:
+    """Write all features of a folder into one file, which stands in for the `<id>.npy` files from then on.
+
+    Whole or not at all; the files stay, for `extract` to go on from. Raises UserError for unusable features.
+    """
+    folder = Path(folder)
+    with holding(folder, "pack"), replacing(folder / PACK) as temporary:
+        store = FeatureStore(folder, cache=False, packed=False)
+        digest = _manifest_digest(folder)
+        about = {"manifest": digest, "extracted": json.dumps(store.extracted)}
+        header: dict[str, Any] = {"__metadata__": about}
+        # The header comes first and is known last: blanks, which the format allows there, keep its place.
+        room = sum(len(json.dumps(i)) + 120 for i in store.ids) + 2 * len(json.dumps(about)) + 64
+        room += -room % 8
+        end = 0
+        with open(temporary, "wb") as file:
+            file.seek(8 + room)
+            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", disable=not progress, leave=False):
+                features = store[video_id]
+                name = "F16" if features.dtype == np.float16 else "F32"
+                place = [end, end + features.nbytes]
+                header[video_id] = {"dtype": name, "shape": features.shape, "data_offsets": place}
+                file.write(features.astype(_DTYPES[name]).tobytes())
+                end += features.nbytes
+            file.seek(0)
+            file.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
+        if _manifest_digest(folder) != digest:
+            raise UserError(f"{folder}: was extracted to while it was packed; pack it again")
+    return folder / PACK
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of the `<id>.npy` files of a folder; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return [name for name in os.listdir(folder) if name.endswith(".npy") and not name.startswith(".")]
+
+
+def _manifest_digest(folder: Path) -> str:
+    """What tells a manifest from that of another extraction."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("manifest*.jsonl")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def said(extracted: Mapping[str, Any] | None) -> str:
+    """Which features these are, in words."""
+    return "features without a manifest" if extracted is None else ", ".join(f"{k} {v}" for k, v in extracted.items())
