@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vcutils import metrics
-from vcutils.checkpoint import load_model, read_log, run_config
-from vcutils.config import DecodeConfig, UserError
+from vcutils.checkpoint import load_model, load_state, read_log, run_config, save_model, save_state
+from vcutils.config import DecodeConfig, UserError, holding
 from vcutils.dataset import clip_batches, collate
 from vcutils.decode import caption_clips
 from vcutils.model import caption_loss
@@ -173,6 +174,113 @@ def test_finished_run_that_is_resumed_stays_as_it_is(toy_data, toy_config, tmp_p
     before = weights_of(tmp_path / "run"), (tmp_path / "run" / "log.csv").read_bytes()
     assert untimed(fit(tmp_path / "run", toy_config(epochs=2), toy_data, resume=True)) == untimed(history)
     assert (weights_of(tmp_path / "run"), (tmp_path / "run" / "log.csv").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulation": 2}, {"scheduled_sampling": 1.0}, {"scst_epochs": 2}], ids=str
+)
+@pytest.mark.parametrize("step", [3, 8])
+def test_run_goes_on_inside_an_epoch(toy_data, toy_config, tmp_path, monkeypatch, settings, step):
+    """Eight steps an epoch, or four: step 8 lies before the validation that ends an epoch."""
+    config = toy_config(**{"epochs": 2, "batch_size": 1, "checkpoint_every": 1, "frame_dropout": 0.2, **settings})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    history = fit(whole, config, toy_data)
+    save, seen = Trainer._save_last, []
+
+    def stop(trainer):
+        save(trainer)
+        seen.append(trainer.progress.step)
+        if trainer.progress.step == step:
+            raise Cut
+
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        patched.setattr(Trainer, "_save_last", stop)
+        fit(cut, config, toy_data)
+    trainer = Trainer(cut, config, toy_data, resume=True, progress=False)
+    assert trainer.progress.step == step == len(seen)
+    assert untimed(trainer.fit()) == untimed(history) == untimed(read_log(cut))
+    for name in ("best", "last"):
+        assert weights_of(cut, name) == weights_of(whole, name)
+
+
+def test_epoch_that_was_cut_starts_over_with_other_batches(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=2, batch_size=2, checkpoint_every=1, max_minutes=1e-9), toy_data)
+    for size, batch in ((2, 1), (4, 0)):
+        trainer = Trainer(tmp_path / "run", toy_config(epochs=2, batch_size=size), toy_data, True, progress=False)
+        assert (trainer.progress.step, trainer.progress.batch) == (1, batch)
+    assert [row["epoch"] for row in trainer.fit()] == [1, 2]
+
+
+def test_run_that_patience_ended_stays_ended(toy_data, toy_config, tmp_path):
+    config = toy_config(epochs=50, lr=0.0, patience=3)
+    history = fit(tmp_path / "run", config, toy_data)
+    assert fit(tmp_path / "run", config, toy_data, resume=True) == history and len(history) == 4
+
+
+def test_log_never_says_more_than_best_holds(toy_data, toy_config, tmp_path, monkeypatch):
+    """Else an ablation that was killed there would count as trained to its end."""
+
+    def stop(trainer, name):
+        raise Cut
+
+    monkeypatch.setattr(Trainer, "_save_model", stop)
+    with pytest.raises(Cut):
+        fit(tmp_path / "run", toy_config(), toy_data)
+    assert not (tmp_path / "run" / "log.csv").exists()
+
+
+def test_earlier_run_goes_only_when_the_new_one_starts_its_resume_file_first(
+    toy_data, toy_config, tmp_path, monkeypatch
+):
+    run, config = tmp_path / "run", toy_config(epochs=1)
+    fit(run, config, toy_data)
+    trainer = Trainer(run, toy_config(epochs=1, seed=1), toy_data, progress=False)
+    assert (run / "last" / "resume.safetensors").exists()
+    monkeypatch.setattr("vcutils.checkpoint.shutil.rmtree", lambda path: (_ for _ in ()).throw(Cut))
+    with pytest.raises(Cut):
+        trainer.fit()
+    assert (run / "best").is_dir() and not (run / "last" / "resume.safetensors").exists()
+
+
+def test_scaler_goes_on_where_it_was(toy_data, toy_config, tmp_path):
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, progress=False)
+    trainer.fit()
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**n, growth_interval=n + 1) for n in (4, 7)]
+    scalers[0].load_state_dict(scalers[0].state_dict() | {"_growth_tracker": 3})
+    save_state(tmp_path, trainer.model, trainer.optimizer, scalers[0], {"epoch": 1}, trainer.config)
+    save_model(tmp_path, trainer.model, trainer.config.model, toy_data)
+    parts = (trainer.model, trainer.optimizer, scalers[1], toy_data, trainer.config.model)
+    assert load_state(tmp_path, *parts) == {"epoch": 1}
+    assert scalers[1].state_dict() == scalers[0].state_dict()
+
+
+def test_run_that_another_process_trains_is_left_alone(toy_data, toy_config, tmp_path):
+    fit(tmp_path / "run", toy_config(epochs=1), toy_data)
+    before = weights_of(tmp_path / "run")
+    with holding(tmp_path / "run", "train"), pytest.raises(UserError, match="process"):
+        fit(tmp_path / "run", toy_config(epochs=1, seed=1), toy_data)
+    assert weights_of(tmp_path / "run") == before
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(toy_data, toy_config, tmp_path, monkeypatch):
+    whole, full, config = tmp_path / "whole", tmp_path / "full", toy_config(epochs=3)
+    history = fit(whole, config, toy_data)
+
+    saved = []
+
+    def no_room(tensors, path, metadata):
+        if len(saved) == 3:  # of the first checkpoint, and best/
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        saved.append(path)
+        save_file(tensors, path, metadata)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"model\.safetensors.*No space left"):
+        patched.setattr("vcutils.checkpoint.save_file", no_room)
+        fit(full, config, toy_data)
+    assert not list(full.rglob(".tmp-*"))
+    load_model(full / "last")
+    assert untimed(fit(full, config, toy_data, resume=True)) == untimed(history)
+    assert weights_of(full) == weights_of(whole)
 
 
 def test_resume_with_another_model_is_refused(toy_data, toy_config, tmp_path):
