@@ -21,6 +21,8 @@ from vcutils.extract import feature_folder
 from vcutils.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
+ENCODED_CAPTIONS = 100_000  # kept in memory once they are cut into words; any further ones are cut again
+
 
 @dataclass
 class Batch:
@@ -113,9 +115,10 @@ class CaptionDataset(Dataset):
         if not self.ids:
             raise UserError(f"{store.folder}: none of the {len(ids)} clips has features; extract them first")
         self.store = store
-        self.encoded = {i: [vocabulary.encode(c, max_length) for c in captions[i]] for i in self.ids}
+        self.captions, self.vocabulary, self.max_length = captions, vocabulary, max_length
+        self._encoded: dict[str, list[int]] = {}
         # None shows every caption: for measuring, where nothing may depend on a draw.
-        self.captions_per_clip = captions_per_clip or max(len(c) for c in self.encoded.values())
+        self.captions_per_clip = captions_per_clip or max(len(captions[i]) for i in self.ids)
         self.draw = captions_per_clip is not None
         self.frame_dropout = frame_dropout
         self.seed = seed
@@ -129,7 +132,7 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, position: int) -> tuple[str, np.ndarray, list[list[int]]]:
         video_id = self.ids[position]
-        captions, features = self.encoded[video_id], self.store[self.source[video_id]]
+        captions, features = self.captions[video_id], self.store[self.source[video_id]]
         if self.draw:
             generator = np.random.default_rng((self.seed, self.epoch, position))
             order = generator.permutation(len(captions))
@@ -137,7 +140,15 @@ class CaptionDataset(Dataset):
             if self.frame_dropout:
                 kept = generator.random(len(features)) >= self.frame_dropout
                 features = features[kept] if kept.any() else features
-        return video_id, features, captions
+        return video_id, features, [self._encode(caption) for caption in captions]
+
+    def _encode(self, caption: str) -> list[int]:
+        ids = self._encoded.get(caption)
+        if ids is None:
+            ids = self.vocabulary.encode(caption, self.max_length)
+            if len(self._encoded) < ENCODED_CAPTIONS:
+                self._encoded[caption] = ids
+        return ids
 
 
 def derange(ids: Sequence[str], seed: int) -> list[str]:
