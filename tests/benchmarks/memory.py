@@ -57,8 +57,8 @@ def peak(path: Path, threads: int) -> int:
     worker.close()
     resident, reserved = (int(status.split(f"{name}:")[1].split()[0]) // 1024 for name in ("VmHWM", "VmPeak"))
     print(
-        f"{path.name:<10} {path.stat().st_size / 1e6:6.0f} MB  {frames.decoded} frames  {threads} thread(s)  {took:6.1f} s  "
-        f"peak {resident} MB resident, {reserved} MB reserved"
+        f"{path.name:<10} {path.stat().st_size / 1e6:6.0f} MB  {frames.decoded} frames  {threads} thread(s)  "
+        f"{took:6.1f} s  peak {resident} MB resident, {reserved} MB reserved"
     )
     return resident
 
