@@ -52,18 +52,17 @@ def training_loss(model: CaptionModel, features: Tensor, captions: Tensor) -> Te
     return nn.functional.cross_entropy(logits.flatten(0, 1), captions[:, 1:].flatten(), ignore_index=PAD)
 
 
-def train_epoch(model: CaptionModel, data: CaptionData, batch_size: int) -> float:
+def train_epoch(model: CaptionModel, optimizer: torch.optim.Optimizer, data: CaptionData, batch_size: int) -> float:
     """Words per second of one pass: every clip once with one of its captions, read and cut into words on the way."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5)
     model.train()
     generator = np.random.default_rng()
     begun, words, order = perf_counter(), 0, generator.permutation(data.splits["train"])
     for start in range(0, len(order), batch_size):
         ids = order[start : start + batch_size]
-        features = torch.stack([torch.FloatTensor(np.load(data.store.folder / f"{i}.npy")) for i in ids])
+        features = [torch.FloatTensor(np.load(data.store.folder / f"{i}.npy")) for i in ids]
         captions = [torch.tensor(data.vocabulary.encode(generator.choice(data.captions[i]))) for i in ids]
         optimizer.zero_grad()
-        loss = training_loss(model, features, nn.utils.rnn.pad_sequence(captions, batch_first=True))
+        loss = training_loss(model, *(nn.utils.rnn.pad_sequence(x, batch_first=True) for x in (features, captions)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

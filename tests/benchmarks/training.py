@@ -48,7 +48,8 @@ def measure() -> list[Row]:
 
         def naive() -> float:
             torch.manual_seed(0)
-            return plain.train_epoch(CaptionModel(SIZES, WORDS, 2048), data, BATCH)
+            model = CaptionModel(SIZES, WORDS, 2048)
+            return plain.train_epoch(model, torch.optim.Adam(model.parameters(), lr=1e-4), data, BATCH)
 
         rows = []
         for count, goal in ((1, "≥ 1.4x"), (8, "≥ 5x"), (20, "≥ 6x")):
