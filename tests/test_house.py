@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -81,6 +83,13 @@ def test_modules_import_only_from_their_left():
                 used.add(node.module.split(".")[1])
         right = {u for u in used if u in ORDER and ORDER.index(u) >= ORDER.index(name)}
         assert not right, f"{name} imports {right}, which stand right of it"
+
+
+def test_neither_the_package_nor_its_help_waits_for_torch():
+    for start in ("import vcutils", "from vcutils.cli import main; main(['--help'])"):
+        code = f"import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); {start}"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", f"{start} imports torch"
 
 
 def test_every_requirement_has_bounds_and_a_reason():
