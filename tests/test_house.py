@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ORDER = (
-    "config sample corpus video workers extract store vocab dataset model decode ptb metrics doctor reinforce checkpoint "
-    "train evaluate ablate attention trust page explorer cli"
+    "config sample corpus video workers extract store vocab dataset model decode ptb metrics doctor reinforce "
+    "checkpoint train evaluate ablate attention trust page explorer cli"
 ).split()
 
 
