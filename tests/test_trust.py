@@ -145,18 +145,24 @@ def test_table_names_every_check_and_what_is_missing(toy_run, tmp_path):
     assert trust.check(run) == list(rows.values()), "one seed, one table"
 
 
-def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, captions, toy_data):
+def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, toy_data, monkeypatch):
     run = toy_run("pointing")
-    said = next(iter(captions(run).values())).words[0]
-    intervals = [("scene", [said], 0.0, 2.0), ("scene", ["there"], 2.0, 9.0), ("motion", ["now"], 2.0, 9.0)]
+
+    def blind(*args):
+        rows = {i: np.full((2, len(toy_data.store[i])), 1 / len(toy_data.store[i]), np.float32) for i in args[3]}
+        return {i: Hypothesis(["a", "cat"], -1.0, -1.0, np.full(2, -0.5), row, None) for i, row in rows.items()}
+
+    monkeypatch.setattr(trust, "predict", blind)
+    intervals = [("scene", ["cat"], 0.0, 2.0), ("scene", ["there"], 2.0, 9.0), ("motion", ["now"], 2.0, 9.0)]
     known = [{"kind": k, "words": words, "start": start, "end": end} for k, words, start, end in intervals]
     events = {i: {"duration": 9.0, "events": known} for i in toy_data.captions}
     (toy_data.root / "events.json").write_text(json.dumps(events))
-    everything = {word for h in captions(run).values() for word in h.words}
-    rows = {row["check"]: row["reads"] for row in trust.check(run) if row["check"].startswith("pointing")}
-    assert "people" not in rows["pointing, scene words"]
-    assert "pointing, motion words" in rows
-    assert ("people" in rows["pointing, motion words"]) == ("now" not in everything)
+    rows = {row["check"]: row for row in trust.check(run) if row["check"].startswith("pointing")}
+    assert list(rows) == ["pointing, scene words", "pointing, motion words"]
+    assert "(4 words)" in rows["pointing, scene words"]["reads"], "one in each of the four clips"
+    assert "(4 words of people" in rows["pointing, motion words"]["reads"]
+    mass, chance = rows["pointing, scene words"]["result"].split("mass ")[1], rows["pointing, scene words"]["chance"]
+    assert float(mass) == pytest.approx(float(chance), abs=0.011), "blind attention is at chance"
 
 
 def test_weights_that_do_not_sum_to_one_are_refused(toy_run, monkeypatch):

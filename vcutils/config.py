@@ -38,7 +38,7 @@ class ExtractConfig:
     num_frames: int = 16  # frames per clip, spread evenly; 16 keep the sample's extraction under a minute on 2 cores
     batch_size: int = 32  # frames per forward pass; filled across clips, larger gains nothing on a CPU
     workers: int = 0  # processes that decode ahead of the network; 0 = one per core
-    patience: float = 120.0  # seconds that a clip may take, and as much again per 100 MB: streams can stall
+    patience: float = 120.0  # seconds that a clip may take, and as much again per 25 MB: streams can stall
 
 
 @dataclass(frozen=True)

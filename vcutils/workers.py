@@ -23,7 +23,7 @@ import numpy as np
 from vcutils.video import Frames, VideoError, check_first_frame, sample_frames
 
 MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
-PATIENCE = 120.0  # seconds a clip may take, and as much again for every 100 MB of its file
+PATIENCE = 120.0  # seconds a clip may take, and as much again for every 25 MB of its file
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Worker:
     def __call__(self, path: Path) -> Frames:
         """Frames of a clip, as sample_frames gives them. Raises VideoError, for a crash and a stall as well."""
         child = self._start()
-        seconds = self.patience * (1 + _size(path) / 1e8)
+        seconds = self.patience * (1 + _size(path) / 25e6)
         stalled = threading.Event()
 
         def stop() -> None:

@@ -100,16 +100,8 @@ def test_notebook_05_in_jupyterlab(tiny_course, lab, tab, repo, tmp_path, screen
     assert stage.inner_text() != first and lights(page) != dark
     page.screenshot(path=screenshots / "lab-notebook-05.png")
 
-    # A model of a minute's training does not move for every frame: hide one after the other until it does.
-    frames, said = page.locator(".vc-strip .vc-frame"), page.locator(".vc-effect td[dir=auto]")
-    for place in range(frames.count() - 1):
-        frames.nth(place).click()
-        expect(page.locator(".vc-strip .mod-active")).to_have_count(place + 1)
-        expect(status_bar(page)).to_contain_text("| Idle")
-        expect(said).to_have_count(2)
-        before, after = said.all_inner_texts()
-        if before != after:
-            break
+    frames = page.locator(".vc-strip .vc-frame")
+    before, after = hide_until_the_caption_changes(page, range(frames.count()))
     assert before != after, "no frame changes what the model says"
     page.screenshot(path=screenshots / "lab-notebook-05-hidden.png")
 
@@ -129,6 +121,21 @@ def run_all(page, address):
     expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def hide_until_the_caption_changes(page, places):
+    """Captions with and without the hidden frames; few models move for every frame, so one after the other goes."""
+    hidden, said = page.locator(".vc-strip .mod-active"), page.locator(".vc-effect td[dir=auto]")
+    for place in list(places)[:-1]:
+        count = hidden.count()
+        page.locator(".vc-strip .vc-frame").nth(place).click()
+        expect(hidden).to_have_count(count + 1)
+        expect(status_bar(page)).to_contain_text("| Idle")
+        expect(said).to_have_count(2)
+        before, after = said.all_inner_texts()
+        if before != after:
+            break
+    return before, after
 
 
 def lights(page):
@@ -175,8 +182,8 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     hidden_label = page.locator(".vc-strip .vc-frame").nth(strongest).inner_text()
     expect(stage).not_to_contain_text(f"the frame at {hidden_label}")
     page.screenshot(path=screenshots / "lab-hidden.png")
-    said = page.locator(".vc-effect td[dir=auto]").all_inner_texts()
-    assert said[0] != said[1], "a model that names two colours must say something else without one of the frames"
+    said = hide_until_the_caption_changes(page, [i for i in range(6) if i != strongest])
+    assert said[0] != said[1], "a model that names two colours must say something else without one of them"
     assert page.locator(".vc-effect mark").count() > 0
     page.get_by_role("button", name="show all").click()
     expect(page.locator(".vc-strip .mod-active")).to_have_count(0)

@@ -1,0 +1,102 @@
+"""Extraction against the plain loop, and against the floor: what network and decoder need by themselves."""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import plain
+import torch
+from measure import Row, in_turns, seconds
+
+from vcutils import extract, sample
+from vcutils.config import ExtractConfig
+from vcutils.corpus import Corpus, open_corpus
+from vcutils.extract import Backbone, extract_corpus, load_backbone
+from vcutils.video import sample_frames
+from vcutils.workers import decode_clips
+
+FRAMES = 16
+
+
+def measure() -> list[Row]:
+    """Clips of the embedded sample; every side sees the same ones."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = open_corpus(sample.build(Path(folder) / "clips", clips=40, progress=False))
+        lite0 = load_backbone("efficientnet_lite0", torch.device("cpu"))
+        ours, naive, floor = network_sides(lite0, corpus, cores)
+        resnet_ours, resnet_naive, _ = network_sides(random_resnet152(), few(corpus, 2), cores)
+        many, one = in_turns(lambda: decoded(corpus, lite0, cores), lambda: decoded(corpus, lite0, 1), repeats=3)
+        alone, seeks = in_turns(
+            lambda: decoded(corpus, lite0, 1),
+            lambda: rate(few(corpus, 20), lambda p: plain.frames(p, FRAMES)),
+            repeats=3,
+        )
+    unit = "frames/s"
+    return [
+        Row("efficientnet_lite0", ours, naive, unit, "≥ 1.5x"),
+        Row("efficientnet_lite0 against the floor", ours, floor, unit, "≥ 0.90x", "network + decoding over the cores"),
+        Row("resnet152", resnet_ours, resnet_naive, unit, "≥ 1.15x", "random weights: only the speed is measured"),
+        Row(f"decode and resize, {cores} workers against one", many, one, unit, f"≥ {0.85 * cores:.1f}x"),
+        Row("decode and resize, one worker against seeking", alone, seeks, unit, "≥ 2x"),
+    ]
+
+
+def network_sides(backbone: Backbone, corpus: Corpus, cores: int, repeats: int = 3) -> list[float]:
+    """Medians of frames/s, measured in turn: ours, the plain loop, the floor."""
+    config = ExtractConfig(backbone.name, FRAMES)
+    pictures = np.stack([i for p in corpus.clips.values() for i in sample_frames(p, FRAMES, backbone.resize).images])
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as out, mock.patch.object(extract, "load_backbone", lambda _: backbone):
+            return len(pictures) / seconds(lambda: extract_corpus(corpus, Path(out), config, progress=False))
+
+    def naive() -> float:
+        return rate(corpus, lambda path: plain.extract_clip(backbone, path, FRAMES))
+
+    def floor() -> float:
+        network = seconds(lambda: [backbone(pictures[i : i + 32]) for i in range(0, len(pictures), 32)])
+        decoding = len(pictures) / rate(corpus, lambda path: sample_frames(path, FRAMES, backbone.resize, threads=1))
+        return len(pictures) / (network + decoding / cores)
+
+    sides = (ours, naive, floor)
+    for side in sides:
+        side()
+    runs = [[side() for side in sides] for _ in range(repeats)]
+    return [statistics.median(values) for values in zip(*runs, strict=True)]
+
+
+def rate(corpus: Corpus, work: Callable[[Path], object]) -> float:
+    """Frames per second of `work`, clip after clip."""
+    paths = corpus.clips.values()
+    return len(paths) * FRAMES / seconds(lambda: [work(path) for path in paths])
+
+
+def decoded(corpus: Corpus, backbone: Backbone, workers: int) -> float:
+    """Frames per second that worker processes decode and resize, once they run."""
+    clips = {f"{n}-{i}": path for n in range(4) for i, path in corpus.clips.items()}
+    with contextlib.closing(decode_clips(clips, FRAMES, backbone.resize, workers)) as stream:
+        for _ in range(2 * workers):
+            next(stream)
+        rest = len(clips) - 2 * workers
+        return rest * FRAMES / seconds(lambda: list(stream))
+
+
+def few(corpus: Corpus, count: int) -> Corpus:
+    """The corpus' first clips."""
+    return dataclasses.replace(corpus, clips=dict(list(corpus.clips.items())[:count]))
+
+
+def random_resnet152() -> Backbone:
+    """ResNet-152 without a download."""
+    import torchvision
+
+    real = torchvision.models.get_model
+    with mock.patch("torchvision.models.get_model", lambda name, weights: real(name, weights=None)):
+        return load_backbone("resnet152", torch.device("cpu"))
