@@ -4,6 +4,7 @@ Whatever is in a file, reading it ends in success or in one UserError that names
 and nothing outside the data folder is written.
 """
 
+import dataclasses
 import json
 import random
 import re
@@ -26,6 +27,7 @@ from vcutils.dataset import FeatureStore, load_data
 from vcutils.decode import Hypothesis
 from vcutils.evaluate import load_run, sister_runs
 from vcutils.metrics import read_predictions, read_references
+from vcutils.train import Trainer
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
 
 IDS = tuple("abcdef")
@@ -758,6 +760,19 @@ def test_mutated_events_are_read_or_refused(tmp_path):
 
     read()
     assert attack(random.Random(0), path, read, 150) < 150
+
+
+def test_mutated_resume_file_is_read_or_refused(toy_data, toy_config, tmp_path):
+    Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, progress=False).fit()
+
+    def resume():
+        Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, resume=True, progress=False)
+
+    attack(random.Random(0), tmp_path / "run" / "last" / "resume.safetensors", resume, 40)
+    resume()
+    data = dataclasses.replace(toy_data, vocabulary=Vocabulary((*SPECIALS, "x"), (0,) * 5))
+    with pytest.raises(UserError, match="run"):
+        Trainer(tmp_path / "run", toy_config(epochs=1), data, resume=True, progress=False)
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "references.json"])
