@@ -298,8 +298,10 @@ def _extract(
                     _write_manifest(manifest, mine)
                     saved = monotonic()
         finally:
-            settle()
-            _write_manifest(manifest, mine)
+            try:
+                settle()
+            finally:  # whatever could not be written: what could is noted
+                _write_manifest(manifest, mine)
 
 
 def _save(path: Path, features: np.ndarray) -> None:
