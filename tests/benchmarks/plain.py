@@ -115,4 +115,4 @@ def beam_search(model: CaptionModel, features: Tensor, beams: int, max_length: i
         if len(ranked) >= beams and ranked[beams - 1] >= alive[0][0] / length:
             break
     found = ended or [(total / max_length, words) for total, words, _ in alive]
-    return max(found, key=lambda c: c[0])[1][1:]
+    return [word for word in max(found, key=lambda c: c[0])[1][1:] if word != END]
