@@ -73,9 +73,9 @@ lab: $(READY)
 
 outputs: $(READY)
 	for notebook in $(NOTEBOOKS:.ipynb=); do \
-	  $(BIN)/jupytext --quiet --to notebook $$notebook.py && \
+	  $(BIN)/jupytext --quiet --update --to notebook $$notebook.py && \
 	  VCUTILS_PROFILE=sample VCUTILS_CORPUS= TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level WARN --execute --inplace \
-	    --to notebook --ExecutePreprocessor.store_widget_state=False $$notebook.ipynb || exit 1; \
+	    --to notebook --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $$notebook.ipynb || exit 1; \
 	done
 
 clean:

@@ -100,7 +100,7 @@ backbone = load_backbone(config.extract.backbone)
 features, frames = clip_features(backbone, corpus.clips[video_id], config.extract.num_frames)
 T, D = features.shape
 print(f"{backbone.name}, weights {backbone.weights}, on {backbone.device}")
-print(f"features: {T} frames x {D} numbers, {frames.decoded * frames.images[0].numel() // features.numel():,} x fewer than pixels")
+print(f"features: {T} frames x {D} numbers, {frames.decoded * frames.images[0].size // features.numel():,} x fewer than pixels")
 
 # %% [markdown]
 # Do these numbers mean anything? Two frames that show the same thing should have similar features (cosine near 1), two

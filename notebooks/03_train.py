@@ -109,7 +109,7 @@ real = batch.targets != 0
 logits, weights = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, 0))
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 print("logits", tuple(logits.shape), "one row per real word:", int(real.sum()))
-print("weights", tuple(weights.shape), "(B, K, L, T), rows sum to", round(weights.sum(-1).mean().item(), 4))
+print("weights", tuple(weights.shape), "(B, K, L, T), rows of real words sum to", round(weights.sum(-1)[real].mean().item(), 4))
 
 # %% [markdown]
 # ## The loss before training

@@ -85,7 +85,7 @@ def with_box(content, names, new):
 
 NAMES = [
     "with space.mp4",
-    "q'uo\"te.mp4",
+    "q'uo\"tes.mp4",
     "кот🐈.mp4",
     "-i.mp4",
     "%d.mp4",
