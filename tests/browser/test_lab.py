@@ -61,7 +61,8 @@ def explorer_notebook(tmp_path, colour_run):
         "from vcutils.evaluate import load_run\nfrom vcutils.explorer import explore",
         f"explorer = explore(load_run({str(colour_run)!r}))\nexplorer",
         "print(f'{len(explorer.shown.timestamps)} frames')",
-        "import time\n\ntime.sleep(12)",  # a kernel that cannot answer
+        # A kernel that cannot answer until the test says so.
+        "import time\nfrom pathlib import Path\n\nwhile not Path('awake').exists():\n    time.sleep(0.1)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -172,6 +173,7 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     expect(stage).to_contain_text(f"“{word(3)}”")
 
     expect(status_bar(page)).to_contain_text("| Busy")
+    (explorer_notebook.parent / "awake").touch()
 
     # Hiding: the strongest frame goes, and the model looks elsewhere.
     expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
@@ -203,6 +205,7 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
 
 
 def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_video, screenshots):
+    (explorer_notebook.parent / "awake").touch()
     page = tab(height=1500)
     run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
     stage, status = page.locator(".vc-stage"), page.locator(".vcx [role=status]")
