@@ -64,6 +64,42 @@ def test_pixels_reach_the_network_as_the_weights_want_them(lite0):
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def unfolded(monkeypatch, name):
+    """A network as it is published, and as it is used."""
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "_fold_norms", lambda model, _: model)
+        published = load_backbone(name, torch.device("cpu"))
+    return published.model, load_backbone(name, torch.device("cpu")).model
+
+
+def test_folded_batch_norms_leave_the_features_alone(monkeypatch):
+    published, used = unfolded(monkeypatch, "efficientnet_lite0")
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = published(pixels)
+    assert torch.linalg.norm(used(pixels) - expected) < 1e-4 * torch.linalg.norm(expected)
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in published.modules()) == 49
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in used.modules())
+
+
+def test_what_cannot_be_folded_stays_as_it_is():
+    class Twice(torch.nn.Module):
+        """A convolution whose output goes through a norm and around it."""
+
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+            self.norm.running_var.fill_(9.0)
+
+        def forward(self, x):
+            x = self.convolution(x)
+            return x + self.norm(x)
+
+    model = Twice().eval()
+    assert extract._fold_norms(model, torch.rand(1, 3, 8, 8)) is model
+    unmeasured = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, track_running_stats=False))
+    assert isinstance(extract._fold_norms(unmeasured.eval(), torch.rand(1, 3, 8, 8))[1], torch.nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("size", [(90, 160), (160, 90), (64, 64), (33, 477)])
 def test_resizing_equals_the_libraries_own_preprocessing(size, monkeypatch):
     """Ours needs neither torch nor timm in the decoding processes; it must not differ."""

@@ -25,9 +25,10 @@ def extract_clip(backbone: Backbone, path: Path, num_frames: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def frames(path: Path, num_frames: int) -> list[np.ndarray]:
-    """The wanted frames, RGB, each after a seek of its own."""
-    capture, found = cv2.VideoCapture(str(path)), []
+def frames(path: Path, num_frames: int, threads: int = 0) -> list[np.ndarray]:
+    """The wanted frames, RGB, each after a seek of its own; `threads` 0 leaves them to the decoder."""
+    settings, found = [cv2.CAP_PROP_N_THREADS, threads] if threads else [], []
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, settings)
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     for i in range(num_frames):
         capture.set(cv2.CAP_PROP_POS_FRAMES, (2 * i + 1) * total // (2 * num_frames))

@@ -43,7 +43,7 @@ def table(stages: dict) -> str:
     rows = [("", "ours", "plain", "ratio", "goal", "")]
     for stage, result in stages.items():
         for row in result["rows"]:
-            ratio = "–" if row["ratio"] is None else f"{row['ratio']:.1f}x"
+            ratio = "–" if row["ratio"] is None else f"{row['ratio']:.{2 if row['ratio'] < 2 else 1}f}x"
             figures = (f"{number(row['value'])} {row['unit']}", number(row["baseline"]), ratio)
             rows.append((f"{stage}: {row['name']}", *figures, row["goal"], row["note"]))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
