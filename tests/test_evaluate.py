@@ -214,6 +214,14 @@ def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
         load_run(tmp_path / "runs" / "tiny")
 
 
+def test_what_exclude_txt_names_is_not_scored(run, tmp_path, capsys):
+    shutil.copytree(run.folder.parent.parent, tmp_path / "data")
+    out, *rest = run.data.splits["test"]
+    (tmp_path / "data" / "exclude.txt").write_text(f"{out}\n", encoding="utf-8")
+    assert load_run(tmp_path / "data" / "runs" / run.folder.name).data.splits["test"] == rest
+    assert "exclude.txt: 1 clip(s) are left out" in capsys.readouterr().err
+
+
 def test_seeds_are_reported_with_mean_and_standard_deviation(run, result, tiny_config, tmp_path):
     """A sister differs in the seed alone; a run with another recipe beside it does not count."""
     assert result["seeds"] is None

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from vcutils import metrics
 from vcutils.checkpoint import check_features, load_model, run_config
 from vcutils.config import DecodeConfig, UserError, holding, write_text
-from vcutils.corpus import open_corpus
+from vcutils.corpus import EXCLUDE, leave_out, open_corpus
 from vcutils.dataset import CaptionData, clip_batches, derange, load_data
 from vcutils.decode import Hypothesis, caption_clips, generate
 from vcutils.extract import Backbone, clip_features, load_backbone, pick_device
@@ -84,7 +84,7 @@ def load_run(folder: Path, checkpoint: str = "best", device: torch.device | None
     folder = Path(folder).resolve()
     config = run_config(folder)
     model, vocabulary, about = load_model(folder / checkpoint, device or pick_device())
-    corpus = open_corpus(Path(config["corpus_dir"]))
+    corpus = leave_out(open_corpus(Path(config["corpus_dir"])), folder.parent.parent / EXCLUDE)
     data = load_data(corpus, folder.parent.parent, backbone_of(config["features"]))
     check_features(about, data.store, folder / checkpoint)
     return Run(folder, config, model, vocabulary, data)

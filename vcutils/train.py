@@ -282,7 +282,7 @@ class Trainer:
             if not self.accelerator.sync_gradients:
                 continue  # gradients wait for their step
             progress.batch, progress.seconds = number + 1, monotonic() - begun
-            late = bool(settings.max_minutes) and monotonic() - started > 60 * settings.max_minutes
+            late = self._late(started)
             if late or progress.step % settings.checkpoint_every == 0:
                 self._save_last()
             if late:
@@ -295,6 +295,11 @@ class Trainer:
             "seconds": round(seconds, 2),
             "words_per_second": round(progress.words / seconds),
         }
+
+    def _late(self, started: float) -> bool:
+        """Whether max_minutes have run out, by the main process' clock: all must stop at the same step."""
+        minutes = self.config.train.max_minutes
+        return bool(minutes) and bool(broadcast_object_list([monotonic() - started > 60 * minutes])[0])
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The epoch's batches that are not done yet, with their numbers."""
