@@ -246,7 +246,7 @@ def toy_config():
     def make(**training):
         model = ModelConfig(embed_dim=12, encoder_dim=8, decoder_dim=16, attention_dim=8, dropout=0.2)
         settings = {"epochs": 4, "batch_size": 4, "captions_per_clip": 2, "lr": 1e-2, "warmup_epochs": 1.0}
-        settings |= {"label_smoothing": 0.0, "frame_dropout": 0.0}
+        settings |= {"label_smoothing": 0.0, "frame_dropout": 0.0, "val_beam_size": 1}
         return Config(model=model, train=TrainConfig(**{**settings, "checkpoint_every": 2, **training}))
 
     return make

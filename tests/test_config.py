@@ -254,7 +254,9 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
     found = {}
     for name, size in sizes.items():
         settings = config.suited(Config(), *size)
-        found[name] = (settings.train.epochs, settings.train.batch_size, settings.train.lr, settings.model.dropout)
-    assert found == {"sample": (30, 8, 1e-3, 0.5), "medium": (30, 8, 2e-3, 0.3), "large": (20, 32, 2e-3, 0.3)}
+        train = settings.train
+        found[name] = (train.epochs, train.batch_size, train.lr, train.val_beam_size, settings.model.dropout)
+    large = (20, 32, 2e-3, 1, 0.3)
+    assert found == {"sample": (20, 4, 7e-4, 5, 0.5), "medium": (30, 8, 2e-3, 1, 0.3), "large": large}
     original = Config.from_profile("original")
     assert config.suited(original, 84, 420) == original

@@ -550,7 +550,7 @@ def test_settings_left_open_are_filled_in_by_the_corpus_size(toy_data, toy_confi
     trainer = Trainer(tmp_path / "run", toy_config(batch_size=0, lr=0.0, epochs=1), toy_data, progress=False)
     trainer.fit()
     written = run_config(tmp_path / "run")["train"]
-    assert (written["batch_size"], written["lr"], written["epochs"]) == (8, 1e-3, 1)
+    assert (written["batch_size"], written["lr"], written["epochs"]) == (4, 7e-4, 1)
 
 
 def test_sampled_captions_are_well_formed(toy_data, toy_config, tmp_path):
