@@ -399,11 +399,16 @@ def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None
         return
     width = max(map(len, report))
     for key, value in report.items():
-        if isinstance(value, Mapping):
-            shown = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
-        elif isinstance(value, list):
-            lines = [str(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
+        if isinstance(value, list):
+            lines = [_text(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
             shown = ("\n" + " " * (width + 2)).join(lines) or "none"
         else:
-            shown = "–" if value is None else str(value)
+            shown = _text(value)
         print(f"{key:<{width}}  {shown}", file=file)
+
+
+def _text(value: Any) -> str:
+    """A value of a report on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) or "none"
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
