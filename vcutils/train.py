@@ -304,6 +304,8 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The epoch's batches that are not done yet, with their numbers."""
         done = self.progress.batch
+        if done >= len(self.loader):  # old versions of accelerate would give one empty batch
+            return
         batches = enumerate(skip_first_batches(self.loader, done) if done else self.loader, done)
         if done:  # a loader draws a random number when it starts, which the run that was cut had drawn before
             state = torch.get_rng_state()
