@@ -75,6 +75,13 @@ def test_a_damaged_pack_is_refused(folder, kind):
         FeatureStore(folder)
 
 
+def test_a_pack_with_bad_numbers_is_refused(folder):
+    path = pack(folder, progress=False)
+    path.write_bytes(path.read_bytes()[:-2] + np.array([np.nan], "<f2").tobytes())  # the last clip's last number
+    with pytest.raises(UserError, match=rf"{PACK}: кот 1: holds NaN .* pack again"):
+        FeatureStore(folder)["кот 1"]
+
+
 def test_a_pack_of_an_earlier_extraction_is_refused(folder):
     pack(folder, progress=False)
     with open(folder / "manifest.jsonl", "a", encoding="utf-8") as file:

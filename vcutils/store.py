@@ -94,7 +94,7 @@ class FeatureStore:
         if video_id not in self.ids:
             raise UserError(f"{path}: no features of {video_id}; extract them first")
         if self._pack:
-            return self._pack[video_id]
+            return self._checked(self._pack[video_id], f"{self._pack.path}: {video_id}", "pack")
         try:
             with open(path, "rb") as file:  # np.load would also take archives
                 features = np.lib.format.read_array(file, allow_pickle=False)
@@ -105,18 +105,23 @@ class FeatureStore:
                 features = features.astype(np.float32)
         if features.ndim > 2 and features.size:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
             features = features.reshape(len(features), -1)
-        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
-            raise UserError(f"{path}: must be a float array (T, D), is {features.dtype} {features.shape}")
-        if not np.isfinite(features).all():
-            raise UserError(f"{path}: holds NaN or infinite values; delete it and extract again")
-        if features.shape[1] != getattr(self, "dim", features.shape[1]):
-            raise UserError(f"{path}: {features.shape[1]} numbers per frame, {self._first}.npy has {self.dim}")
+        features = self._checked(features, str(path), "extract")
         row = self.manifest.get(video_id, {})
         if (frames := row.get("T", len(features))) != len(features):
             raise UserError(f"{path}: {len(features)} frames, its manifest says {frames}; delete it and extract again")
         if self._cache is not None and self._cached + features.nbytes <= CACHE_BYTES:
             self._cache[video_id] = features
             self._cached += features.nbytes
+        return features
+
+    def _checked(self, features: np.ndarray, where: str, again: str) -> np.ndarray:
+        """The array itself. Raises UserError, with the stage to run `again`, for one that no model could use."""
+        if features.ndim != 2 or not features.size or features.dtype.kind != "f":
+            raise UserError(f"{where}: must be a float array (T, D), is {features.dtype} {features.shape}")
+        if not np.isfinite(features).all():
+            raise UserError(f"{where}: holds NaN or infinite values; delete the file and {again} again")
+        if features.shape[1] != getattr(self, "dim", features.shape[1]):
+            raise UserError(f"{where}: {features.shape[1]} numbers per frame, {self._first} has {self.dim}")
         return features
 
 
