@@ -183,8 +183,10 @@ def test_what_is_no_plain_file_is_told_at_once(tmp_path, worker, kind):
         path.mkdir()
     else:
         path.symlink_to({"device": "/dev/zero", "loop": path, "dangling": tmp_path / "gone"}[kind])
-    with pytest.raises(VideoError, match=rf"{kind}\.mp4: no such clip, or not a plain file"):
+    with pytest.raises(VideoError, match=rf"{kind}\.mp4: not a plain file, or a broken link"):
         worker(path)
+    with pytest.raises(VideoError, match=r"gone\.mp4: no such file$"):
+        worker(tmp_path / "gone.mp4")
 
 
 # What is odd but good

@@ -51,6 +51,13 @@ def test_wrong_use_is_2(call, args):
     assert call(*args)[0] == 2
 
 
+def test_ids_with_a_leading_dash_go_behind_two(call, tmp_path):
+    code, _, err = call("explore", tmp_path, "-wsuPCjDBc_5_15")
+    assert code == 2 and 'behind "--"' in err
+    code, _, err = call("explore", tmp_path, "--", "-wsuPCjDBc_5_15")
+    assert code == 2 and "not a run" in err
+
+
 @pytest.mark.parametrize("verb", ["doctor", "extract", "vocab", "train"])
 def test_bad_corpus_is_2_with_one_line(call, verb, tmp_path):
     code, out, err = call(verb, tmp_path / "nowhere")

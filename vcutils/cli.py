@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -333,6 +334,11 @@ def main(args: list[str] | None = None) -> int:
     except (UserError, OSError) as error:  # an OSError names its file
         print(f"vcutils: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        given = sys.argv[1:] if args is None else args
+        if stop.code and any(re.match("-[^-]", arg) and arg != "-h" for arg in given):
+            print('vcutils: ids and files that begin with "-" go last, behind "--": … RUN -- -id', file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("vcutils: stopped; finished work is kept", file=sys.stderr)
         return 130
@@ -399,11 +405,12 @@ def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None
         return
     width = max(map(len, report))
     for key, value in report.items():
+        shown = _text(value)
+        if isinstance(value, Mapping) and len(shown) > 100:
+            value = [f"{k}: {_text(v)}" for k, v in value.items()]
         if isinstance(value, list):
             lines = [_text(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
             shown = ("\n" + " " * (width + 2)).join(lines) or "none"
-        else:
-            shown = _text(value)
         print(f"{key:<{width}}  {shown}", file=file)
 
 

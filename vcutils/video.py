@@ -86,7 +86,8 @@ def check_first_frame(path: Path) -> None:
 
 def _open(path: Path, threads: int = 0) -> cv2.VideoCapture:
     if not Path(path).is_file():
-        raise VideoError(f"{path}: no such clip, or not a plain file; pipes and devices might never end")
+        reason = "not a plain file, or a broken link; give a video file" if os.path.lexists(path) else "no such file"
+        raise VideoError(f"{path}: {reason}")
     try:
         (name := os.path.abspath(path)).encode()
     except UnicodeEncodeError as error:
