@@ -93,6 +93,7 @@ def put(path, content):
     ("content", "expected"),
     [
         pytest.param(b"\xef\xbb\xbfv1 a\tcat\r\n\r\nv1\ta dog\r", {"v1": ["a cat", "a dog"]}, id="BOM, CRLF, CR, tabs"),
+        pytest.param("v1 a cat\r\nкот a dog\r\n".encode("utf-16"), {"v1": ["a cat"], "кот": ["a dog"]}, id="UTF-16"),
         pytest.param(b"-x_1_2 a cat\n", {"-x_1_2": ["a cat"]}, id="leading dash, as YouTube's ids"),
         pytest.param('"q"\'s a cat\nкот a cat\n猫 a cat\n'.encode(), ['"q"\'s', "кот", "猫"], id="quotes, Unicode"),
         pytest.param(b"v..1 a cat\nconsole a cat\nnull a cat\n", ["v..1", "console", "null"], id="nearly bad ids"),
@@ -206,7 +207,7 @@ def test_ids_that_differ_by_case_alone_are_refused(home):
     ("name", "content"),
     [
         ("captions.txt", ""),
-        ("captions.txt", b"\xff\xfe" + "a a cat\n".encode("utf-16-le")),
+        ("captions.txt", "a a cat\n".encode("utf-32")),
         ("videodatainfo.json", "["),
         ("videodatainfo.json", "[" * 100_000),
         ("videodatainfo.json", {"sentences": [{"video_id": 1, "caption": "x"}]}),
@@ -221,7 +222,7 @@ def test_ids_that_differ_by_case_alone_are_refused(home):
         ("raw.csv", "VideoID,Start\na,1\n"),
         ("raw.csv", "VideoID,Start,End,Language,Description\n\0,1,2,English,a cat\n"),
     ],
-    ids=lambda value: str(value)[:60] if not isinstance(value, bytes) else "UTF-16",
+    ids=lambda value: str(value)[:60] if not isinstance(value, bytes) else "UTF-32",
 )
 def test_broken_caption_files_are_named_by_the_command_line(home, refused, name, content):
     (home / "mine" / "captions.txt").unlink()

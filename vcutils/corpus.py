@@ -5,6 +5,7 @@ A corpus is a folder that anyone can bring: `videos/` (or `YouTubeClips/`), `cap
 `splits.json` and `features/<name>/<id>.npy`. It is only ever read.
 """
 
+import codecs
 import csv
 import hashlib
 import json
@@ -217,7 +218,9 @@ def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, li
     else:
         kind, newline = (_csv_captions, "") if path.suffix == ".csv" else (_line_captions, None)
         try:
-            with open(path, encoding="utf-8-sig", errors="replace", newline=newline) as file:
+            with open(path, "rb") as start:
+                encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            with open(path, encoding=encoding, errors="replace", newline=newline) as file:
                 pairs = list(kind(path.name, file, problems))
         except (OSError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
@@ -238,7 +241,8 @@ def read_captions(path: Path, problems: list[str] | None = None) -> dict[str, li
     if unreadable:
         problems.append(f"{path.name}: {unreadable} caption(s) with unreadable characters, now �; save it as UTF-8")
     if not captions:
-        raise UserError(f"{path}: no captions in it; write one '<video_id> <caption>' per line")
+        found = f" ({problems[0]})" if problems else ""
+        raise UserError(f"{path}: no captions in it{found}; write one '<video_id> <caption>' per line")
     return captions
 
 
@@ -340,7 +344,10 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
         origin += f", {len(moved)} training clips moved to the empty validation split"
     for name in SPLITS:
         if not splits[name]:
-            raise UserError(f"{corpus.root}: the {name} split has no clip that is at hand with captions")
+            raise UserError(
+                f"{corpus.root}: the {name} split ({origin}) has no clip that is at hand with captions; add some, "
+                "or write your own splits.json there"
+            )
     return splits, origin
 
 

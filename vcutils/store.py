@@ -121,7 +121,7 @@ class FeatureStore:
         if not np.isfinite(features).all():
             raise UserError(f"{where}: holds NaN or infinite values; delete the file and {again} again")
         if features.shape[1] != getattr(self, "dim", features.shape[1]):
-            raise UserError(f"{where}: {features.shape[1]} numbers per frame, {self._first} has {self.dim}")
+            raise UserError(f"{where}: {features.shape[1]} numbers per frame, {self._first}.npy has {self.dim}")
         return features
 
 

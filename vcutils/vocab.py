@@ -100,7 +100,8 @@ def build_vocabulary(captions: Mapping[str, list[str]], train_ids: Iterable[str]
     counter = Counter(word for caption in texts for word in tokenize(caption))
     kept = sorted(((w, c) for w, c in counter.items() if c >= min_count), key=lambda item: (-item[1], item[0]))
     if not kept:
-        raise UserError(f"vocabulary: no word occurs {min_count} times in the training captions; lower min_count")
+        advice = f"none of their {len(counter)} words occurs {min_count} times; lower min_count"
+        raise UserError(f"training captions: {advice if counter else 'no words in them; are they the right file?'}")
     return Vocabulary((*SPECIALS, *(w for w, _ in kept)), (0, 0, 0, 0, *(c for _, c in kept)))
 
 
