@@ -90,11 +90,11 @@ class FeatureStore:
         """
         if self._cache is not None and video_id in self._cache:
             return self._cache[video_id]
-        path = self.folder / f"{video_id}.npy"
         if video_id not in self.ids:
-            raise UserError(f"{path}: no features of {video_id}; extract them first")
+            raise UserError(f"{self.folder}: no features of {video_id}; extract them first")
         if self._pack:
             return self._checked(self._pack[video_id], f"{self._pack.path}: {video_id}", "pack")
+        path = self.folder / f"{video_id}.npy"
         try:
             with open(path, "rb") as file:  # np.load would also take archives
                 features = np.lib.format.read_array(file, allow_pickle=False)
