@@ -134,7 +134,7 @@ def test_words_and_names_are_escaped(run, make_view):
     explorer.show_file(Path("<b>no such</b>.mp4"))
     assert "b" not in Text(explorer.message.value).tags
     said = Text(explorer.message.value).text
-    assert "<b>no such</b>.mp4: no such clip" in said and "Still shown: wide" in said
+    assert "<b>no such</b>.mp4: no such file" in said and "Still shown: wide" in said
 
 
 def test_words_that_come_twice_have_buttons_of_their_own(make_view):
