@@ -1,4 +1,5 @@
-# make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS choose)
+# make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS and
+#                  VCUTILS_SET choose; FROM=2 leaves out those before)
 # make test        set everything up, lint, and pass the tests
 # make lab         open the notebooks in JupyterLab
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows of the pure-Python packages
@@ -17,6 +18,7 @@ TORCH_INDEX ?=
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+FROM ?= 1
 SOURCES := vcutils tests notebooks
 export PYTHONUTF8 := 1
 
@@ -35,7 +37,8 @@ $(READY): requirements.txt pyproject.toml
 
 notebooks: $(READY)
 	@out=$$($(BIN)/python -c "from vcutils.config import Config; print(Config.from_env().artifacts / 'notebooks')") && \
-	for notebook in $(NOTEBOOKS); do \
+	echo "what each stage does is told in $$(dirname "$$out")/log.txt" && \
+	for notebook in $(wordlist $(FROM),9,$(NOTEBOOKS)); do \
 	  $(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
 	  echo "done: $$out/$$(basename $$notebook)" || exit 1; \
 	done && \

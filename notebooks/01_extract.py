@@ -31,12 +31,17 @@ import torch
 
 from vcutils.config import Config
 from vcutils.corpus import load_corpus
-from vcutils.extract import clip_features, extract_corpus, load_backbone, read_manifest
-from vcutils.video import frame_indices, sample_frames
+from vcutils.extract import clip_features, extract_corpus, feature_folder, load_backbone
+from vcutils.store import FeatureStore
+from vcutils.video import VideoError, frame_indices, sample_frames
 
 config = Config.from_env()
 corpus = load_corpus(config)
 print(f"profile {config.profile!r}, corpus {corpus.name!r}: {len(corpus.clips)} clips, {len(corpus.captions)} with captions")
+folder = feature_folder(corpus, config.artifacts, config.extract)
+ready = folder in corpus.features.values()
+if ready:
+    print(f"It brings features ({folder.name}), and those are used: there is nothing to extract.")
 
 # %% [markdown]
 # ## A clip is too much
@@ -47,20 +52,30 @@ print(f"profile {config.profile!r}, corpus {corpus.name!r}: {len(corpus.clips)} 
 # Let us open one clip and take a few frames, evenly spread over its length.
 
 # %%
-video_id = sorted(corpus.clips)[1]
-frames = sample_frames(corpus.clips[video_id], num_frames=8)
-numbers = frames.decoded * frames.images[0].size
-print(f"{video_id}: {frames.duration:.1f} s, {frames.decoded} frames at {frames.fps:.0f} a second = {numbers:,} numbers")
-print("one frame:", frames.images[0].shape, frames.images[0].dtype)
+frames = None
+for video_id in corpus.usable[1:] + corpus.usable[:1]:
+    try:
+        frames = sample_frames(corpus.clips[video_id], num_frames=8)
+        break
+    except KeyError:
+        print("The corpus brings no clips, so there are no frames to show; its features are shown below.")
+        break
+    except VideoError as error:
+        print("passed over:", error)
+if frames:
+    numbers = frames.decoded * frames.images[0].size
+    print(f"{video_id}: {frames.duration:.1f} s, {frames.decoded} frames at {frames.fps:.0f} a second = {numbers:,} numbers")
+    print("one frame:", frames.images[0].shape, frames.images[0].dtype)
 
 # %%
-figure, row = plt.subplots(1, 8, figsize=(15, 2.1), layout="constrained")
-for axes, image, seconds in zip(row, frames.images, frames.timestamps, strict=True):
-    axes.imshow(image)
-    axes.set_title(f"{seconds:.2f} s", fontsize=9)
-    axes.set_axis_off()
-figure.suptitle(f"{video_id}: {corpus.captions[video_id][0]}")
-plt.show()
+if frames:
+    figure, row = plt.subplots(1, len(frames.images), figsize=(15, 2.1), layout="constrained", squeeze=False)
+    for axes, image, seconds in zip(row[0], frames.images, frames.timestamps, strict=True):
+        axes.imshow(image)
+        axes.set_title(f"{seconds:.2f} s", fontsize=9)
+        axes.set_axis_off()
+    figure.suptitle(f"{video_id}: {corpus.captions[video_id][0]}", parse_math=False)
+    plt.show()
 
 # %% [markdown]
 # Eight frames tell the story. Note the *times* above the pictures: they are kept, because in the last notebook we
@@ -96,11 +111,16 @@ print("last frame seen:", obvious[-1], "against", ours[-1], "of", total - 1)
 # - The weights stay frozen. Learning to see takes millions of pictures; we only have captions.
 
 # %%
-backbone = load_backbone(config.extract.backbone)
-features, frames = clip_features(backbone, corpus.clips[video_id], config.extract.num_frames)
-T, D = features.shape
-print(f"{backbone.name}, weights {backbone.weights}, on {backbone.device}")
-print(f"features: {T} frames x {D} numbers, {frames.decoded * frames.images[0].size // features.numel():,} x fewer than pixels")
+if ready:
+    features = torch.from_numpy(FeatureStore(folder)[video_id]).float()
+    times = range(len(features))
+    print(f"{video_id}, features {folder.name} that the corpus brings:", tuple(features.shape), "(T, D)")
+else:
+    backbone = load_backbone(config.extract.backbone)
+    features, network_frames = clip_features(backbone, corpus.clips[video_id], config.extract)
+    times = network_frames.timestamps
+    print(f"{backbone.name}, weights {backbone.weights}, on {backbone.device}")
+    print("features:", tuple(features.shape), f"(T, D), {numbers // features.numel():,} x fewer numbers than pixels")
 
 # %% [markdown]
 # Do these numbers mean anything? Two frames that show the same thing should have similar features (cosine near 1), two
@@ -111,10 +131,11 @@ directions = torch.nn.functional.normalize(features, dim=1)
 similarity = directions @ directions.T  # (T, T)
 figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
 image = axes.imshow(similarity, cmap="magma", vmax=1)
-ticks = range(0, T, max(1, T // 5))
-axes.set_xticks(ticks, [f"{frames.timestamps[t]:.1f}" for t in ticks])
-axes.set_yticks(ticks, [f"{frames.timestamps[t]:.1f}" for t in ticks])
-axes.set(xlabel="time (s)", ylabel="time (s)", title="similarity of frames")
+ticks = range(0, len(times), max(1, len(times) // 5))
+axes.set_xticks(ticks, [f"{times[t]:.1f}" for t in ticks])
+axes.set_yticks(ticks, [f"{times[t]:.1f}" for t in ticks])
+unit = "frame" if ready else "time (s)"
+axes.set(xlabel=unit, ylabel=unit, title="similarity of frames")
 figure.colorbar(image, ax=axes)
 plt.show()
 
@@ -128,29 +149,30 @@ plt.show()
 # - A clip that cannot be decoded becomes a row with its reason, and the rest goes on.
 
 # %%
-report = extract_corpus(corpus, config.artifacts, config.extract)
-print(f"{len(report.written)} clips written, {len(report.skipped)} were done before, {len(report.failed)} failed")
-if report.frames:
-    print(f"{report.frames} frames in {report.seconds:.0f} s: {report.frames / report.seconds:.0f} frames/s")
-for failed, reason in report.failed.items():
-    print("failed:", failed, reason)
+if not ready:
+    report = extract_corpus(corpus, config.artifacts, config.extract)
+    print(f"{len(report.written)} clips written, {len(report.skipped)} were done before, {len(report.failed)} failed")
+    if report.frames:
+        print(f"{report.frames} frames in {report.seconds:.0f} s: {report.frames / report.seconds:.0f} frames/s")
+    for failed, reason in report.failed.items():
+        print("failed:", failed, reason)
 
 # %% [markdown]
-# Run the cell again: nothing is left to do. Each clip has a row in the manifest, so that months later one can still
-# tell what the numbers are and which second each row of them shows.
+# Run the cell again: nothing is left to do. Each clip that was extracted has a row in the manifest, so that months later
+# one can still tell what the numbers are and which second each row of them shows.
 
 # %%
-manifest = read_manifest(report.folder)
-row = manifest[video_id]
+store = FeatureStore(folder)
+row = store.manifest.get(video_id, {})
 for key in ("source", "backbone", "weights", "T", "D", "fps", "duration"):
-    print(f"{key:>9}: {row[key]}")
-print(f"    times: {row['timestamps'][:4]} …")
+    print(f"{key:>9}: {row.get(key, 'not known: the corpus brought its features')}")
+print(f"    times: {row.get('timestamps', [])[:4]} …")
 
 # %%
-lengths = np.array([row["T"] for row in manifest.values() if "T" in row])
-stored = sum(path.stat().st_size for path in report.folder.glob("*.npy"))
-print(f"{len(lengths)} clips, {lengths.min()} to {lengths.max()} frames each, {stored / 1e6:.1f} MB as float16")
-assert lengths.max() <= config.extract.num_frames
+lengths = np.array([len(store[i]) for i in sorted(store.ids)])
+stored = sum(path.stat().st_size for path in folder.glob("*.npy"))
+print(f"{len(lengths)} clips, {lengths.min()} to {lengths.max()} frames each, {stored / 1e6:.1f} MB as {store[video_id].dtype}")
+assert ready or lengths.max() <= config.extract.num_frames
 
 # %% [markdown]
 # ## Recap

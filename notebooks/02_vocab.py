@@ -125,10 +125,10 @@ for read, say in zip(ids[:-1], ids[1:], strict=True):
 # - The masks say what is real. Everything downstream obeys them: no attention on padding, no loss on padding.
 
 # %%
-data = load_data(corpus, config.artifacts)
+data = load_data(corpus, config.artifacts, config.extract)
 K = config.train.captions_per_clip
 dataset = CaptionDataset(data.store, data.captions, data.splits["train"], vocabulary, captions_per_clip=K)
-batch = collate([dataset[i] for i in range(4)])
+batch = collate([dataset[i] for i in range(min(4, len(dataset)))])
 B, T, D = batch.features.shape
 print(f"features {(B, T, D)}, frame_mask {tuple(batch.frame_mask.shape)}, captions {tuple(batch.captions.shape)}")
 print("real frames per clip:", batch.frame_mask.sum(dim=1).tolist())

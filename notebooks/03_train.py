@@ -36,7 +36,7 @@ from vcutils.model import AdditiveAttention, CaptionModel, Memory, caption_loss
 from vcutils.train import Trainer
 
 config = Config.from_env()
-data = load_data(load_corpus(config), config.artifacts)
+data = load_data(load_corpus(config), config.artifacts, config.extract)
 config = data.suited(config)  # learning rate, dropout, batch size and epochs by the corpus' size
 torch.manual_seed(config.train.seed)
 print({name: len(ids) for name, ids in data.splits.items()}, "clips,", len(data.vocabulary), "words, D =", data.store.dim)
@@ -130,26 +130,30 @@ assert math.isclose(caption_loss(model, rubbish).item(), loss, rel_tol=1e-5)
 # - Each epoch shows every clip once with K of its captions; the learning rate warms up, then falls along a cosine.
 # - After each epoch the model captions the validation clips *on its own*. The CIDEr of those captions picks the best
 #   checkpoint; the loss never does.
+# - A run that was stopped goes on from its last checkpoint when you run the cell again; one that is done is kept.
 
 # %%
 run = config.artifacts / "runs" / "default"
-trainer = Trainer(run, config, data)
+trainer = Trainer(run, config, data, resume="auto")
 history = trainer.fit()
-last, best = history[-1], trainer.best_row()
-seconds = sum(row["seconds"] for row in history)
-print(f"{len(history)} epochs in {seconds:.0f} s of training, {last['words_per_second']:,} words/s at the end")
-print(f"train loss {last['train_loss']:.2f}; best epoch {best['epoch']}: validation CIDEr {100 * best['val_CIDEr']:.1f}")
+if not history:
+    print(f"{config.train.max_minutes:g} minutes ended within the first epoch; run the cell again to go on")
+for row in history[-1:]:
+    seconds = sum(row["seconds"] for row in history)
+    print(f"{len(history)} epochs in {seconds:.0f} s of training, {row['words_per_second']:,} words/s at the end")
+if best := trainer.best_row():
+    print(f"train loss {row['train_loss']:.2f}; best epoch {best['epoch']}: validation CIDEr {100 * best['val_CIDEr']:.1f}")
 
 # %% [markdown]
 # Now the control: the very same model, recipe and captions, but each clip is given another clip's features. It can
 # learn which captions are common, and nothing about what is to be seen.
 
 # %%
-settings = dataclasses.replace(config.train, shuffle_features=True)
-control = Trainer(config.artifacts / "runs" / "control", dataclasses.replace(config, train=settings), data)
+blind = dataclasses.replace(config, train=dataclasses.replace(config.train, shuffle_features=True))
+control = Trainer(run.with_name("control"), blind, data, resume="auto")
 control_history = control.fit()
-best_control = control.best_row()
-print(f"control: train loss {control_history[-1]['train_loss']:.2f}, best CIDEr {100 * best_control['val_CIDEr']:.1f}")
+if best_control := control.best_row():
+    print(f"control: train loss {control_history[-1]['train_loss']:.2f}, best CIDEr {100 * best_control['val_CIDEr']:.1f}")
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
@@ -172,12 +176,14 @@ plt.show()
 # - It was made for 1,200 clips with 40 captions; here it serves to show that a recipe has to fit its corpus.
 
 # %%
-recipe = dataclasses.replace(ORIGINAL_TRAINING, find_batch_size=False)
-original = Trainer(config.artifacts / "runs" / "original", dataclasses.replace(config, train=recipe), data)
+limits = {"epochs": min(20, config.train.epochs), "max_minutes": config.train.max_minutes, "find_batch_size": False}
+recipe = dataclasses.replace(config, train=dataclasses.replace(ORIGINAL_TRAINING, **limits))
+original = Trainer(run.with_name("original"), recipe, data, resume="auto")
 original.fit()
 for name, trained in (("this recipe", trainer), ("the original's", original)):
     row, steps = trained.best_row(), trained.progress.step
-    print(f"{name:>15}: {steps:>4} steps, loss {row['val_loss']:.2f}, validation CIDEr {100 * row['val_CIDEr']:5.1f}")
+    scores = f"loss {row['val_loss']:.2f}, validation CIDEr {100 * row['val_CIDEr']:5.1f}" if row else "no epoch is done"
+    print(f"{name:>15}: {steps:>4} steps, {scores}")
 
 # %% [markdown]
 # The original takes a handful of steps, each on few captions and with a small learning rate, and has hardly begun to

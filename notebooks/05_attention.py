@@ -33,6 +33,7 @@ from vcutils.config import Config, write_text
 from vcutils.dataset import pad_frames
 from vcutils.evaluate import load_run, predict, thumbnails, timestamps
 from vcutils.explorer import explore
+from vcutils.page import number_tile
 
 config = Config.from_env()
 run = load_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
@@ -49,7 +50,8 @@ out = run.folder / "attention"
 predictions = predict(run.model, run.vocabulary, run.data.store, test, config.decode)
 video_id = max(test, key=lambda i: float(np.abs(np.diff(predictions[i].attention, axis=0)).sum()))
 hypothesis, times = predictions[video_id], timestamps(run, video_id)
-pictures = thumbnails(run, video_id)
+timed = "timestamps" in run.manifest.get(video_id, {})
+pictures = thumbnails(run, video_id) or [number_tile(i + 1) for i in range(len(times))]
 print(video_id, "model:", hypothesis.caption)
 print(" " * len(video_id), "human:", run.data.captions[video_id][0])
 print("weights:", hypothesis.attention.shape, "(words, frames), each row sums to", hypothesis.attention.sum(axis=1).round(3)[0])
@@ -73,13 +75,13 @@ explorer
 count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
 rarest = sorted(sorted(range(len(hypothesis.words)), key=lambda i: count[hypothesis.words[i]])[:2])
 for place in rarest:
-    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures))
+    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures, timed=timed))
 
 # %% [markdown]
 # And what hiding does: how many of its frames, strongest first, must go before the last of these words goes?
 
 # %%
-word, row = hypothesis.words[rarest[-1]], hypothesis.attention[rarest[-1]]
+word, row, hidden = hypothesis.words[rarest[-1]], hypothesis.attention[rarest[-1]], 0
 for hidden in range(1, len(row)):
     explorer.hide_frames(np.argsort(-row)[:hidden])
     if word not in explorer.shown.beams[0].words:
@@ -114,12 +116,13 @@ assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
 # - Follow the circles from top to bottom: they mark the strongest frame of each word.
 
 # %%
-attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption)
+attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
 
 # %%
 table = ["| word | strongest frame | at | weight | spread |", "|---|---|---|---|---|"]
 for view in attention.word_views(hypothesis, times):
-    table.append(f"| {view.word} | {view.frame} | {view.seconds:.2f} s | {view.weight:.0%} | {view.entropy:.2f} |")
+    at = f"{view.seconds:.2f} s" if timed else "–"
+    table.append(f"| {view.word} | {view.frame} | {at} | {view.weight:.0%} | {view.entropy:.2f} |")
 display(Markdown("\n".join(table)))
 
 # %% [markdown]
@@ -133,7 +136,7 @@ attention.plot_entropy(hypothesis.words, hypothesis.attention)
 # Averaged over all words: which frames did the caption rest on?
 
 # %%
-attention.plot_importance(hypothesis.attention, times, pictures)
+attention.plot_importance(hypothesis.attention, times, pictures, timed=timed)
 
 # %% [markdown]
 # ## Can it be believed?
@@ -178,7 +181,7 @@ display(Markdown("\n".join(table)))
 # %%
 for i in test:
     write_text(out / f"{i}.json", json.dumps(attention.attention_dict(predictions[i], timestamps(run, i))))
-figure = attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption)
+figure = attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
 figures = attention.save_figure(figure, out / video_id)
 page = explorer.save(out / "explorer.html", test[:3])
 print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*figures, page))}")

@@ -30,7 +30,7 @@ SHARED = Path(os.environ.get("VCUTILS_SHARED") or REPO.parent / "shared") / "cor
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
     """A user's settings must not change what the tests see."""
-    for name in ("VCUTILS_PROFILE", "VCUTILS_CORPUS", "VCUTILS_DATA"):
+    for name in ("VCUTILS_PROFILE", "VCUTILS_CORPUS", "VCUTILS_DATA", "VCUTILS_SET"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -166,7 +166,7 @@ def tiny_data(tiny_config, tiny_corpus, tiny_report):
     save_splits(splits, tiny_config.artifacts / "splits.json")
     vocabulary = build_vocabulary(tiny_corpus.captions, splits["train"], tiny_config.vocab.min_count)
     vocabulary.save(tiny_config.artifacts / "vocab.json")
-    return load_data(tiny_corpus, tiny_config.artifacts)
+    return load_data(tiny_corpus, tiny_config.artifacts, tiny_config.extract)
 
 
 @pytest.fixture(scope="session")

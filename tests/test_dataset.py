@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vcutils.config import UserError
+from vcutils.config import ExtractConfig, UserError
 from vcutils.corpus import open_corpus, save_splits
 from vcutils.dataset import (
     CaptionDataset,
@@ -234,20 +234,20 @@ def test_batch_moves_as_a_whole(dataset):
 def test_load_data_asks_for_the_stage_that_is_missing(make_corpus, tmp_path, vocabulary):
     corpus, out = open_corpus(make_corpus()), tmp_path / "out"
     with pytest.raises(UserError, match=r"splits\.json.*run notebook 02"):
-        load_data(corpus, out)
+        load_data(corpus, out, ExtractConfig())
     save_splits({"train": ["a"], "val": ["b"], "test": ["c"]}, out / "splits.json")
     with pytest.raises(UserError, match="run notebook 01"):
-        load_data(corpus, out)
+        load_data(corpus, out, ExtractConfig())
     (out / "features" / "efficientnet_lite0").mkdir(parents=True)
     for i in "ab":
         np.save(out / "features" / "efficientnet_lite0" / f"{i}.npy", np.ones((2, 3), np.float16))
     with pytest.raises(UserError, match="no features for any test clip"):
-        load_data(corpus, out)
+        load_data(corpus, out, ExtractConfig())
     np.save(out / "features" / "efficientnet_lite0" / "c.npy", np.ones((2, 3), np.float16))
     with pytest.raises(UserError, match=r"vocab\.json"):
-        load_data(corpus, out)
+        load_data(corpus, out, ExtractConfig())
     vocabulary.save(out / "vocab.json")
-    assert load_data(corpus, out).splits == {"train": ["a"], "val": ["b"], "test": ["c"]}
+    assert load_data(corpus, out, ExtractConfig()).splits == {"train": ["a"], "val": ["b"], "test": ["c"]}
 
 
 def test_load_data_leaves_out_clips_whose_extraction_failed(make_corpus, tmp_path, vocabulary):
@@ -257,4 +257,4 @@ def test_load_data_leaves_out_clips_whose_extraction_failed(make_corpus, tmp_pat
     (out / "features" / "efficientnet_lite0").mkdir(parents=True)
     for i in "abc":
         np.save(out / "features" / "efficientnet_lite0" / f"{i}.npy", np.ones((2, 3), np.float16))
-    assert load_data(corpus, out).splits["train"] == ["a"]
+    assert load_data(corpus, out, ExtractConfig()).splits["train"] == ["a"]

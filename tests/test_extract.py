@@ -154,7 +154,7 @@ def test_batched_features_equal_one_frame_at_a_time(lite0, tiny_corpus, tiny_rep
         batched = np.load(tiny_report.folder / f"{video_id}.npy").astype(np.float32)
         assert np.linalg.norm(batched - single) / np.linalg.norm(single) < 1e-3
         assert (np.linalg.norm(batched - single, axis=1) < 1e-3 * np.linalg.norm(single, axis=1)).all()
-    again, _ = clip_features(lite0, tiny_corpus.clips[video_id], 6)
+    again, _ = clip_features(lite0, tiny_corpus.clips[video_id], CONFIG)
     assert np.allclose(again, single, rtol=1e-3, atol=1e-4)
 
 
@@ -245,7 +245,7 @@ def test_clips_of_any_length_keep_their_own_features(make_corpus, fake_backbone,
     assert [len(stored(report.folder)[f"v{i}"]) for i in range(5)] == [1, 2, 3, 6, 6]
     backbone = extract.load_backbone("colours")
     for video_id, path in open_corpus(root).clips.items():
-        alone, _ = clip_features(backbone, path, 6)
+        alone, _ = clip_features(backbone, path, config)
         assert np.allclose(stored(report.folder)[video_id], alone, atol=1e-3), video_id
 
 
@@ -342,11 +342,15 @@ def test_features_that_the_corpus_brings_are_used_unless_a_backbone_is_named(mak
     (root / "features" / "c3d").mkdir(parents=True)
     np.save(root / "features" / "c3d" / "a.npy", np.ones((2, 3), np.float32))
     corpus = open_corpus(root)
-    assert feature_folder(corpus, tmp_path / "art") == root.resolve() / "features" / "c3d"
-    assert feature_folder(corpus, tmp_path / "art", "c3d") == root.resolve() / "features" / "c3d"
-    assert feature_folder(corpus, tmp_path / "art", "resnet152") == tmp_path / "art" / "features" / "resnet152"
+    assert feature_folder(corpus, tmp_path / "art", ExtractConfig()) == root.resolve() / "features" / "c3d"
+    assert (
+        feature_folder(corpus, tmp_path / "art", ExtractConfig("c3d", own_features=False))
+        == root.resolve() / "features" / "c3d"
+    )
+    named = ExtractConfig("resnet152", own_features=False)
+    assert feature_folder(corpus, tmp_path / "art", named) == tmp_path / "art" / "features" / "resnet152"
     shutil.rmtree(root / "features")
-    assert feature_folder(open_corpus(root), Path("art")) == Path("art/features/efficientnet_lite0")
+    assert feature_folder(open_corpus(root), Path("art"), ExtractConfig("resnet18")) == Path("art/features/resnet18")
 
 
 def test_ray_engine_without_ray_says_what_to_install(make_corpus, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from vcutils import extract
 from vcutils.attention import ground, read_events
 from vcutils.checkpoint import check_resumable, load_model, read_log, run_config, save_model
 from vcutils.cli import main
-from vcutils.config import Config, UserError, to_json
+from vcutils.config import Config, ExtractConfig, UserError, to_json
 from vcutils.corpus import make_splits, open_corpus, read_captions, read_splits
 from vcutils.dataset import FeatureStore, load_data
 from vcutils.decode import Hypothesis
@@ -31,6 +31,7 @@ from vcutils.train import Trainer
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
 
 IDS = tuple("abcdef")
+COLOURS = ExtractConfig("colours")
 MANIFEST_ROW = {"backbone": "colours", "weights": "v1", "num_frames": 3, "T": 3, "D": 5, "timestamps": [0.0, 0.5, 1.0]}
 ODD = (None, True, -1, 10**12, 1e308, float("nan"), "", "x", "..", "\ud800", [], [[]], {}, {"a": None})
 
@@ -56,7 +57,7 @@ def home(tmp_path, small_model):
     run = artifacts / "runs" / "r"
     model = small_model(vocab_size=len(vocabulary))
     for name in ("best", "last"):
-        save_model(run / name, model, model.config, load_data(corpus, artifacts, "colours"))
+        save_model(run / name, model, model.config, load_data(corpus, artifacts, COLOURS))
     where = {"corpus_dir": str(root), "features": str(features)}
     (run / "config.json").write_text(json.dumps(where | json.loads(to_json(Config.from_profile("tiny")))))
     return tmp_path
@@ -540,7 +541,7 @@ MISMATCHES = {
 def test_features_of_another_kind_are_refused_with_both_sides(home, refused, change, named):
     run = home / "data" / "mine" / "runs" / "r"
     folder = rewrite_manifest(home, change).parent
-    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", "colours")
+    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
     with pytest.raises(UserError) as resumed:
         check_resumable(run / "last", data)
     evaluated, explored = refused("evaluate", run), refused("explore", run, "e", "--out", home / "page.html")
@@ -583,10 +584,10 @@ def test_timm_features_are_not_taken_for_torchvision_ones_of_the_same_name(home)
 def test_resume_with_another_vocabulary_is_refused(home):
     artifacts = home / "data" / "mine"
     last = artifacts / "runs" / "r" / "last"
-    check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, "colours"))
+    check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, COLOURS))
     other_words(artifacts)
     with pytest.raises(UserError, match=r"vocab\.json.*mine"):
-        check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, "colours"))
+        check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, COLOURS))
 
 
 def test_run_of_features_that_were_extracted_anew_is_no_sister(home):
@@ -596,7 +597,7 @@ def test_run_of_features_that_were_extracted_anew_is_no_sister(home):
     put(runs / "old" / "config.json", config | {"train": config["train"] | {"seed": 1}})
     assert [sister.folder.name for sister in sister_runs(load_run(runs / "r"))] == ["old"]
     rewrite_manifest(home, {"num_frames": 8})
-    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", "colours")
+    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
     model, _, _ = load_model(runs / "r" / "best")
     save_model(runs / "r" / "best", model, model.config, data)
     assert sister_runs(load_run(runs / "r")) == []

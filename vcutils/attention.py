@@ -179,16 +179,20 @@ def plot_heatmap(
     timestamps: Sequence[float],
     thumbnails: Sequence[np.ndarray] | None = None,
     title: str = "",
+    timed: bool = True,
 ) -> Figure:
-    """Word × frame heatmap of weights (L, T) with the frames (RGB, any size) and their times along its axis."""
+    """Word × frame heatmap of weights (L, T) with the frames (RGB, any size) and their times along its axis.
+
+    `timed=False` where no times are known: `timestamps` then only count the frames.
+    """
     check_alignment(words, weights, timestamps)
     count = len(timestamps)
     figure = Figure(figsize=(max(5, 0.62 * count + 1.6), 0.34 * len(words) + 1.7), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
     axes.set_yticks(range(len(words)), words, parse_math=False)
-    axes.set_xticks(range(count), [f"{t:.1f}" for t in timestamps], fontsize=8)
-    axes.set_xlabel("time of the frame (s)")
+    axes.set_xticks(range(count), [f"{t:.1f}" if timed else str(i + 1) for i, t in enumerate(timestamps)], fontsize=8)
+    axes.set_xlabel("time of the frame (s)" if timed else "frame")
     axes.plot(weights.argmax(axis=1), range(len(words)), "o", mfc="none", mec="white", ms=7, label="strongest frame")
     figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01)
     axes.set_title(title, fontsize=10, pad=6 if thumbnails is None else 44, parse_math=False)
@@ -202,6 +206,7 @@ def plot_filmstrip(
     timestamps: Sequence[float],
     thumbnails: Sequence[np.ndarray],
     columns: int = 8,
+    timed: bool = True,
 ) -> Figure:
     """The clip's frames, each as bright as its weight (T,) for one word, the strongest framed in orange."""
     rows = -(-len(row) // columns)
@@ -213,7 +218,8 @@ def plot_filmstrip(
             continue
         share = float(row[place] / row[strongest])
         axes.imshow((thumbnails[place] * (0.2 + 0.8 * share)).astype(np.uint8))
-        axes.set_title(f"{timestamps[place]:.1f} s  {row[place]:.0%}", fontsize=8)
+        label = f"{timestamps[place]:.1f} s" if timed else f"frame {place + 1}"
+        axes.set_title(f"{label}  {row[place]:.0%}", fontsize=8)
         if place == strongest:
             height, width = thumbnails[place].shape[:2]
             axes.add_patch(_outline(width, height))
@@ -233,7 +239,11 @@ def plot_entropy(words: Sequence[str], weights: np.ndarray) -> Figure:
 
 
 def plot_importance(
-    weights: np.ndarray, timestamps: Sequence[float], thumbnails: Sequence[np.ndarray] | None = None, top: int = 5
+    weights: np.ndarray,
+    timestamps: Sequence[float],
+    thumbnails: Sequence[np.ndarray] | None = None,
+    top: int = 5,
+    timed: bool = True,
 ) -> Figure:
     """Mean attention of the frames over the words (L, T) against time, the `top` strongest coloured and shown above."""
     importance, best = frame_importance(weights), sorted(top_frames(weights, top))
@@ -242,7 +252,7 @@ def plot_importance(
     axes = figure.subplots()
     axes.bar(timestamps, importance, width, color="lightgrey")
     axes.bar([timestamps[i] for i in best], importance[best], width)
-    axes.set(xlabel="time (s)", ylabel="mean attention")
+    axes.set(xlabel="time (s)" if timed else "frame, counted from 0", ylabel="mean attention")
     axes.set_title("what the whole caption rests on", fontsize=10, pad=6 if thumbnails is None else 44)
     if thumbnails is not None:
         _put_above(axes, [timestamps[i] for i in best], [thumbnails[i] for i in best])

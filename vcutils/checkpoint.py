@@ -195,6 +195,22 @@ def check_resumable(checkpoint: Path, data: CaptionData) -> None:
         raise UserError(f"{checkpoint / 'vocab.json'}: not the vocabulary of {data.root.name} now; use another --run")
 
 
+def resumable(run: Path, config: Config, data: CaptionData) -> bool:
+    """Whether the run `run` was begun with these settings, features and words, so that it can go on, or is done."""
+    run = Path(run)
+    if not (run / "last" / STATE).is_file():
+        return False
+    wanted = json.loads(to_json(data.suited(config)))
+    try:
+        known = run_config(run)
+        check_resumable(run / "last", data)
+    except UserError:
+        return False
+    for settings in (known, wanted):
+        settings["train"].pop("max_minutes", None)  # how long one may go on changes nothing
+    return all(known[part] == wanted[part] for part in ("train", "model"))
+
+
 def read_log(run: Path) -> list[dict[str, float]]:
     """log.csv as a list of dicts of numbers. Raises UserError when it is missing or broken."""
     path = Path(run) / "log.csv"
@@ -218,6 +234,7 @@ def run_config(run: Path) -> dict[str, Any]:
             "features": str(),
             "model": dict(),
             "extract": {"num_frames": int()},
+            "decode": dict(),
             "train": {"seed": int()},
         }:
             return config

@@ -23,19 +23,20 @@ DataArg = Annotated[Path | None, tyro.conf.arg(name="data", metavar="DIR", help=
 JsonArg = Annotated[bool, tyro.conf.arg(name="json", help="report as JSON")]
 
 
-def sample(out: Path | None = None, clips: int = 120, seed: int = 0) -> int:
+def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> int:
     """Render the embedded sample corpus (default: data/corpora/sample).
 
     Args:
         out: folder to write, new or an earlier sample.
-        clips: number of clips.
+        clips: number of clips (default: the profile's).
         seed: one seed gives bit-identical files.
 
     """
     from vcutils import sample as sample_module
 
-    folder = out or Config.from_env().data / "corpora" / "sample"
-    print(sample_module.build(folder, clips=clips, seed=seed))
+    config = dataclasses.replace(Config.from_env(), corpus=None)
+    count = config.clips if clips is None else clips
+    print(sample_module.build(out or config.corpus_dir, clips=count, seed=seed))
     return 0
 
 
@@ -74,12 +75,14 @@ def extract(
 
     """
     from vcutils.corpus import load_corpus
-    from vcutils.extract import extract_corpus, extract_with_ray
+    from vcutils.extract import extract_corpus, extract_with_ray, feature_folder
 
-    config = _config(corpus, data)
-    changes: dict[str, Any] = {"backbone": backbone, "num_frames": num_frames}
-    settings = dataclasses.replace(config.extract, **{k: v for k, v in changes.items() if v is not None})
+    config = _config(corpus, data, backbone)
+    settings = config.extract if num_frames is None else dataclasses.replace(config.extract, num_frames=num_frames)
     opened = load_corpus(config)
+    if (ready := feature_folder(opened, config.artifacts, settings)) in opened.features.values():
+        others = "" if not opened.clips else "; name another --backbone to extract others from its clips"
+        raise UserError(f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}")
     if not opened.clips:
         raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
     index, count = _shard(shard)
@@ -147,9 +150,9 @@ def train(
     """
     from vcutils.train import Trainer
 
-    config = dataclasses.replace(_config(corpus, data), train=train, model=model)
+    config = dataclasses.replace(_config(corpus, data, backbone), train=train, model=model)
     name, reports = _name(run), []
-    loaded = _training_data(config, backbone)
+    loaded = _training_data(config)
     for seed in range(train.seed, train.seed + max(1, seeds)):
         folder = config.artifacts / "runs" / (name if seed == train.seed else f"{name}-seed{seed}")
         settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
@@ -176,7 +179,7 @@ def ablate(
 
     config = _config(corpus, data)
     first = config.train.seed
-    loaded = _training_data(config, None)
+    loaded = _training_data(config)
     if split not in loaded.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
     result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split)
@@ -188,19 +191,19 @@ def ablate(
     return 0
 
 
-def evaluate(run: RunArg, split: str = "test", beam: int = 5, as_json: JsonArg = False) -> int:
+def evaluate(run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False) -> int:
     """Caption a split and score it, beside a floor and a human line.
 
     Args:
         split: train, val or test.
-        beam: beam size; 1 is greedy search.
+        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
 
     """
-    from vcutils.config import DecodeConfig
     from vcutils.evaluate import evaluate as evaluate_run
     from vcutils.evaluate import load_run, score_table
 
-    result = evaluate_run(load_run(run), split, DecodeConfig(beam_size=beam))
+    opened = load_run(run)
+    result = evaluate_run(opened, split, _decode(opened, beam))
     if as_json:
         _report(result, as_json=True)
     else:
@@ -238,24 +241,24 @@ def score(
 def caption(
     run: RunArg,
     clips: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")],
-    beam: int = 5,
+    beam: int | None = None,
     as_json: JsonArg = False,
 ) -> int:
     """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails.
 
     Args:
-        beam: beam size; 1 is greedy search.
+        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
 
     """
     from vcutils.attention import attention_dict, word_views
-    from vcutils.config import DecodeConfig
     from vcutils.evaluate import caption_files, load_run
 
     if not clips:
         raise UserError("caption: name at least one clip")
     report: dict[str, Any] = {}
     failed = 0
-    for clip, found in caption_files(load_run(run), clips, DecodeConfig(beam_size=beam)):
+    opened = load_run(run)
+    for clip, found in caption_files(opened, clips, _decode(opened, beam)):
         if isinstance(found, UserError):
             failed += 1
             report[str(clip)] = {"error": str(found)}
@@ -280,7 +283,7 @@ def explore(
     out: Path = Path("explorer.html"),
     check: bool = False,
     split: str = "test",
-    beam: int = 5,
+    beam: int | None = None,
     as_json: JsonArg = False,
 ) -> int:
     """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file.
@@ -289,14 +292,14 @@ def explore(
         out: the page to write.
         check: instead of a page, measure on a split how far the attention can be trusted.
         split: the split that --check measures.
-        beam: beam size; 1 is greedy search.
+        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
     """
-    from vcutils.config import DecodeConfig
     from vcutils.evaluate import load_run
 
     if not clips and not check:
         raise UserError("explore: name at least one clip, or --check")
-    opened, decode = load_run(run), DecodeConfig(beam_size=beam)
+    opened = load_run(run)
+    decode = _decode(opened, beam)
     if check:
         from vcutils.trust import check as run_checks
 
@@ -344,13 +347,23 @@ def main(args: list[str] | None = None) -> int:
         return 130
 
 
-def _config(corpus: Path, data: Path | None) -> Config:
-    """The profile's settings on a corpus that the user names."""
+def _config(corpus: Path, data: Path | None, backbone: str | None = None) -> Config:
+    """The profile's settings on a corpus that the user names, with a backbone of the user's choice."""
     config = dataclasses.replace(Config.from_env(), corpus=Path(corpus).expanduser().resolve())
+    if backbone:
+        extract = dataclasses.replace(config.extract, backbone=backbone, own_features=False)
+        config = dataclasses.replace(config, extract=extract)
     return dataclasses.replace(config, data=data.expanduser().resolve()) if data else config
 
 
-def _training_data(config: Config, backbone: str | None) -> Any:
+def _decode(run: Any, beam: int | None) -> Any:
+    """The run's own decoding settings, with a beam size of the user's choice."""
+    if beam is not None and beam < 1:
+        raise UserError(f"--beam {beam}: must be 1 (greedy search) or more")
+    return run.decode if beam is None else dataclasses.replace(run.decode, beam_size=beam)
+
+
+def _training_data(config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
     from accelerate import PartialState
 
@@ -361,7 +374,7 @@ def _training_data(config: Config, backbone: str | None) -> Any:
     with PartialState().main_process_first():  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _report(_make_vocab(config), as_json=False, file=sys.stderr)
-    return load_data(opened, config.artifacts, backbone or (None if opened.features else config.extract.backbone))
+    return load_data(opened, config.artifacts, config.extract)
 
 
 def _make_vocab(config: Config) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Every setting of the project in one place: frozen dataclasses, one line of reason per field, and the profiles.
 
-`Config.from_env()` reads three environment variables: VCUTILS_PROFILE (tiny, sample, msvd or original),
-VCUTILS_CORPUS (a corpus folder that replaces the profile's own) and VCUTILS_DATA (where artifacts go instead of data/).
+`Config.from_env()` reads four environment variables: VCUTILS_PROFILE (tiny, sample or msvd), VCUTILS_CORPUS (a corpus
+folder that replaces the profile's own), VCUTILS_DATA (where artifacts go instead of data/) and VCUTILS_SET, which
+changes single settings: `VCUTILS_SET="train.epochs=10 train.max_minutes=60"`.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import os
 import platform
 import sys
 import tempfile
+import typing
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +37,7 @@ class ExtractConfig:
     """How clips become features (notebook 01)."""
 
     backbone: str = "efficientnet_lite0"  # the only one whose ImageNet weights come inside a package: no download
+    own_features: bool = True  # use the features that a corpus brings; False = those of `backbone`
     num_frames: int = 16  # frames per clip, spread evenly; 16 keep the sample's extraction under a minute on 2 cores
     batch_size: int = 32  # frames per forward pass; filled across clips, larger gains nothing on a CPU
     workers: int = 0  # processes that decode ahead of the network; 0 = one per core
@@ -140,6 +143,26 @@ class Config:
             if not path.is_dir():
                 raise UserError(f"VCUTILS_CORPUS: no folder {path}; relative paths count from {PROJECT_ROOT}")
             config = dataclasses.replace(config, corpus=path)
+        return config.changed(os.environ.get("VCUTILS_SET") or "")
+
+    def changed(self, changes: str) -> "Config":
+        """The settings with `changes` such as "train.epochs=10 decode.beam_size=1"; "train=original" takes a preset.
+
+        Raises UserError for a field that does not exist or a value of another type.
+        """
+        config = self
+        for change in changes.replace(",", " ").split():
+            name, _, text = change.partition("=")
+            section, _, key = name.partition(".")
+            part = getattr(config, section, None)
+            if not key and section == "train" and text in TRAIN_PRESETS:
+                config = dataclasses.replace(config, train=TRAIN_PRESETS[text])
+                continue
+            types = typing.get_type_hints(type(part)) if dataclasses.is_dataclass(part) else {}
+            if key not in types:
+                raise UserError(f"VCUTILS_SET: no setting {name!r}; write section.field=value, such as train.epochs=10")
+            value = _parsed(text, types[key], f"VCUTILS_SET: {change}")
+            config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
         return config
 
     @classmethod
@@ -150,6 +173,23 @@ class Config:
         return PROFILES[name]
 
 
+def _parsed(text: str, kind: Any, where: str) -> Any:
+    """The value of a setting of type `kind` from text."""
+    choices = typing.get_args(kind)
+    if text.lower() == "none" and type(None) in choices:
+        return None
+    if typing.get_origin(kind) is Literal:
+        if text in choices:
+            return text
+        raise UserError(f"{where}: takes one of {', '.join(choices)}")
+    kind = choices[0] if choices else kind
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{where}: takes {kind.__name__}, not {text!r}") from error
+
+
+# The hyper-parameters of the notebook that this course grew out of, kept to compare with.
 ORIGINAL_TRAINING = TrainConfig(
     epochs=20,
     batch_size=16,
@@ -166,6 +206,8 @@ ORIGINAL_TRAINING = TrainConfig(
     max_length=20,
     seed=42,
 )
+
+TRAIN_PRESETS = {"original": ORIGINAL_TRAINING}
 
 PROFILES: dict[str, Config] = {
     "tiny": Config(
@@ -186,15 +228,6 @@ PROFILES: dict[str, Config] = {
         vocab=VocabConfig(min_count=4),
         model=ModelConfig(embed_dim=512, encoder_dim=512, decoder_dim=512, attention_dim=512, dropout=0.4),
         train=TrainConfig(epochs=30, batch_size=32, lr=1e-3, find_batch_size=True, captions_per_clip=10),
-    ),
-    # The hyper-parameters of the notebook that this course grew out of, kept to compare with.
-    "original": Config(
-        profile="original",
-        extract=ExtractConfig(backbone="resnet152", num_frames=40, batch_size=64),
-        vocab=VocabConfig(min_count=4),
-        model=ModelConfig(embed_dim=512, encoder_dim=512, decoder_dim=512, attention_dim=512, dropout=0.5),
-        train=ORIGINAL_TRAINING,
-        decode=DecodeConfig(beam_size=1, max_length=20),
     ),
 }
 
@@ -381,3 +414,18 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all, with the same line ends on every system."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def note(folder: Path, text: str) -> None:
+    """Add a line with the time to log.txt of data/<corpus>/, which tells what every stage did."""
+    with writing(folder / "log.txt"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a", encoding="utf-8", newline="\n") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {text}\n")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 12 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

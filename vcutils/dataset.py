@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vcutils.config import Config, UserError, suited
+from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.extract import feature_folder
 from vcutils.store import FeatureStore
@@ -72,8 +72,9 @@ class CaptionData:
         return suited(config, len(train), sum(len(self.captions[i]) for i in train))
 
 
-def load_data(corpus: Corpus, artifacts: Path, backbone: str | None = None) -> CaptionData:
-    """The data of a corpus after notebooks 01 and 02: features, splits.json and vocab.json of `artifacts`.
+def load_data(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> CaptionData:
+    """The data of a corpus after notebooks 01 and 02: the features that `extract` names (`feature_folder`), splits.json
+    and vocab.json of `artifacts`.
 
     Clips whose features are missing (their extraction failed) are left out. Raises UserError when a stage has not
     been run.
@@ -82,7 +83,7 @@ def load_data(corpus: Corpus, artifacts: Path, backbone: str | None = None) -> C
         raise UserError(
             f"{artifacts / 'splits.json'}: no split yet; run notebook 02 or `python -m vcutils vocab CORPUS`"
         )
-    store = FeatureStore(feature_folder(corpus, artifacts, backbone))
+    store = FeatureStore(feature_folder(corpus, artifacts, extract))
     splits = read_splits(artifacts / "splits.json")
     splits = {name: [i for i in ids if i in store.ids and i in corpus.captions] for name, ids in splits.items()}
     if empty := [name for name, ids in splits.items() if not ids]:

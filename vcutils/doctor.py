@@ -30,7 +30,7 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
     `fix` adds the clips that can be neither decoded nor read as features to data/<corpus>/exclude.txt, which all
     later stages respect; nothing else is written. The estimate loads the backbone, as extraction will.
     """
-    unreadable = unreadable_clips(corpus.clips)
+    unreadable = unreadable_clips(corpus.clips, config.extract.workers, config.extract.patience)
     problems = [f"{i}: {reason}" for i, reason in sorted(unreadable.items())] + corpus.problems
     try:
         splits, origin = make_splits(corpus)

@@ -10,7 +10,7 @@ import platform
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from vcutils import metrics
 from vcutils.checkpoint import check_features, load_model, run_config
-from vcutils.config import DecodeConfig, UserError, holding, write_text
+from vcutils.config import DecodeConfig, ExtractConfig, UserError, from_dict, holding, note, write_text
 from vcutils.corpus import EXCLUDE, leave_out, open_corpus
 from vcutils.dataset import CaptionData, clip_batches, derange, load_data
 from vcutils.decode import Hypothesis, caption_clips, generate
@@ -62,9 +62,22 @@ class Run:
         return self.data.store.manifest
 
     @property
+    def extract(self) -> ExtractConfig:
+        """How the features were made: as their manifest tells, else as the run's settings say."""
+        settings = from_dict(ExtractConfig, self.config["extract"])
+        known = self.data.store.extracted or {}
+        frames = known.get("num_frames", settings.num_frames)
+        return replace(settings, backbone=backbone_of(self.data.store.folder), num_frames=frames)
+
+    @property
     def num_frames(self) -> int:
         """Frames per clip that the features were sampled with."""
-        return (self.data.store.extracted or self.config["extract"])["num_frames"]
+        return self.extract.num_frames
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """How this run generates captions unless told otherwise."""
+        return from_dict(DecodeConfig, self.config["decode"])
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -85,7 +98,8 @@ def load_run(folder: Path, checkpoint: str = "best", device: torch.device | None
     config = run_config(folder)
     model, vocabulary, about = load_model(folder / checkpoint, device or pick_device())
     corpus = leave_out(open_corpus(Path(config["corpus_dir"])), folder.parent.parent / EXCLUDE)
-    data = load_data(corpus, folder.parent.parent, backbone_of(config["features"]))
+    features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
+    data = load_data(corpus, folder.parent.parent, features)
     check_features(about, data.store, folder / checkpoint)
     return Run(folder, config, model, vocabulary, data)
 
@@ -135,7 +149,7 @@ def caption_files(
     backbone = run.backbone
     for clip in clips:
         try:
-            features, frames = clip_features(backbone, clip, run.num_frames)
+            features, frames = clip_features(backbone, clip, run.extract)
         except UserError as error:
             yield clip, error
             continue
@@ -154,9 +168,11 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     if split not in run.data.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
     with holding(run.folder, f"evaluate-{split}"):
-        predictions, result = _measure(run, split, decode or DecodeConfig())
+        predictions, result = _measure(run, split, decode or run.decode)
         write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
         write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in result["scores"].items() if value is not None)
+        note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(predictions)} clips: {scores}")
     return result
 
 

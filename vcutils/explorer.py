@@ -90,7 +90,7 @@ class Explorer(widgets.VBox):
         self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None, split: str = "test"
     ) -> None:
         super().__init__()
-        self.run, self.decode = run, decode or DecodeConfig(beam_size=5)
+        self.run, self.decode = run, decode or run.decode
         self.original = View("", ())  # the clip with all its frames
         self.shown = self.original  # the same, without the frames that are hidden
         self._features = torch.empty(0)

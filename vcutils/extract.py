@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
-from vcutils.config import ExtractConfig, UserError, holding, replacing, write_text
+from vcutils.config import ExtractConfig, UserError, duration, holding, note, replacing, write_text
 from vcutils.corpus import Corpus
 from vcutils.video import Frames, VideoError
 from vcutils.workers import Resize, Worker, decode_clips
@@ -200,9 +200,9 @@ def _cache_hint(name: str) -> str:
     return str(Path(torch.hub.get_dir()) / "checkpoints")
 
 
-def clip_features(backbone: Backbone, path: Path, num_frames: int) -> tuple[Tensor, Frames]:
+def clip_features(backbone: Backbone, path: Path, config: ExtractConfig) -> tuple[Tensor, Frames]:
     """Features (T, D) of one clip, and its frames as the network sees them. Raises VideoError."""
-    worker = Worker(num_frames, backbone.resize, threads=os.cpu_count() or 1)
+    worker = Worker(config.num_frames, backbone.resize, config.patience, threads=os.cpu_count() or 1)
     try:
         frames = worker(path)
     finally:
@@ -222,15 +222,14 @@ class Report:
     seconds: float = 0.0
 
 
-def feature_folder(corpus: Corpus, artifacts: Path, backbone: str | None = None) -> Path:
-    """Where the features of a corpus lie: those that it brings itself, unless a backbone is named.
+def feature_folder(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> Path:
+    """Where the features of a corpus lie: those that it brings itself, else those of the settings' backbone.
 
-    Raises UserError when neither is there.
+    Everything that reads or writes features asks here. `own_features=False` prefers the backbone's.
     """
-    if backbone is None and corpus.features:
-        return next(iter(corpus.features.values()))
-    name = backbone or DEFAULT_BACKBONE
-    return corpus.features.get(name) or artifacts / "features" / name
+    if extract.own_features and corpus.features:
+        return corpus.features.get(extract.backbone) or next(iter(corpus.features.values()))
+    return corpus.features.get(extract.backbone) or artifacts / "features" / extract.backbone
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -268,9 +267,14 @@ def extract_corpus(
     folder = artifacts / "features" / config.backbone
     report = Report(folder)
     with holding(folder, f"extraction{name}"):
-        _extract(
-            corpus, folder / f"manifest{name}.jsonl", sorted(corpus.clips)[index - 1 :: count], config, report, progress
-        )
+        ids = sorted(corpus.clips)[index - 1 :: count]
+        _extract(corpus, artifacts, folder / f"manifest{name}.jsonl", ids, config, report, progress)
+        if report.written or report.failed:
+            took = duration(monotonic() - started)
+            counts = (
+                f"{len(report.written)} clips written, {len(report.skipped)} done before, {len(report.failed)} failed"
+            )
+            note(artifacts, f"extract {config.backbone}{name}: {counts}, {report.frames} frames in {took}")
         if count > 1 and set(corpus.clips) <= set(merged := read_manifest(folder)):
             _write_manifest(folder / MANIFEST, merged)
             for part in folder.glob("manifest.shard-*.jsonl"):  # their rows are in the manifest now
@@ -280,7 +284,13 @@ def extract_corpus(
 
 
 def _extract(
-    corpus: Corpus, manifest: Path, ids: Sequence[str], config: ExtractConfig, report: Report, progress: bool
+    corpus: Corpus,
+    artifacts: Path,
+    manifest: Path,
+    ids: Sequence[str],
+    config: ExtractConfig,
+    report: Report,
+    progress: bool,
 ) -> None:
     """Extract what is not done yet, and note it in the manifest and the report; a thread writes behind the network."""
     rows = read_manifest(manifest.parent)
@@ -298,8 +308,10 @@ def _extract(
     if not todo:
         return
     backbone = load_backbone(config.backbone)
+    begun, before = monotonic(), len(mine)
+    note(artifacts, f"extract {config.backbone}: {len(todo)} clips to do, {len(report.skipped)} done before")
     pending: deque[tuple[dict[str, Any], Future | None]] = deque()
-    saved = monotonic()
+    saved = told = monotonic()
 
     def settle(limit: int = 0) -> None:
         while len(pending) > limit:
@@ -333,7 +345,13 @@ def _extract(
                 if monotonic() - saved > 5:  # a killed run repeats five seconds at most
                     settle()
                     _write_manifest(manifest, mine)
-                    saved = monotonic()
+                    saved, done = monotonic(), len(mine) - before
+                    rate = report.frames / (saved - begun)
+                    bar.set_postfix_str(f"{rate:.0f} frames/s")
+                    if saved - told > 60:
+                        left = duration((saved - begun) / done * (len(todo) - done))
+                        note(artifacts, f"extract: {done} of {len(todo)} clips, {rate:.0f} frames/s, {left} left")
+                        told = saved
         finally:
             try:
                 settle()

@@ -97,7 +97,7 @@ def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Ten
 
     Raises UserError when the file cannot be decoded, or the backbone cannot be had.
     """
-    features, frames = clip_features(run.backbone, path, run.num_frames)
+    features, frames = clip_features(run.backbone, path, run.extract)
     return View(title or path.name, frames.timestamps, images=frames_at(path, frames.indices, HEIGHT)), features
 
 

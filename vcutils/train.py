@@ -24,7 +24,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
@@ -35,8 +35,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vcutils import metrics
-from vcutils.checkpoint import load_state, load_weights, save_model, save_state, start_anew
-from vcutils.config import Config, UserError, holding, to_json, write_text
+from vcutils.checkpoint import load_state, load_weights, resumable, save_model, save_state, start_anew
+from vcutils.config import Config, UserError, duration, holding, note, to_json, write_text
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, clip_batches, collate, make_loader
 from vcutils.decode import caption_clips
 from vcutils.model import CaptionModel, caption_loss
@@ -133,9 +133,20 @@ class _Progress:
 
 
 class Trainer:
-    """One run: `fit()` trains it, `history` is its log."""
+    """One run: `fit()` trains it, `history` is its log.
 
-    def __init__(self, run: Path, config: Config, data: CaptionData, resume: bool = False, progress: bool = True):
+    `resume` goes on from the run's last checkpoint; "auto" does so where one of the same settings is, and else starts
+    anew.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        data: CaptionData,
+        resume: bool | Literal["auto"] = False,
+        progress: bool = True,
+    ) -> None:
         self.run, self.data, self.show = Path(run), data, progress
         self.config = config = data.suited(config)
         settings = config.train
@@ -162,7 +173,7 @@ class Trainer:
         self.references = metrics.References({i: data.captions[i] for i in self.validation.ids})
         order = f"{len(self.dataset)} clips by {batch_size} x {self.accelerator.num_processes}, seed {settings.seed}"
         self.progress = _Progress(order=order)
-        if resume:
+        if resumable(self.run, config, data) if resume == "auto" else resume:
             self._load_last()
 
     def _dataset(self, split: str, captions_per_clip: int | None) -> CaptionDataset:
@@ -231,9 +242,13 @@ class Trainer:
 
     def _fit(self) -> None:
         started, progress = monotonic(), self.progress
+        first = progress.epoch
         if self.accelerator.is_main_process:
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
+            self._note(
+                f"from epoch {progress.epoch}, step {progress.step}; {len(self.dataset)} clips, {self.epochs} epochs"
+            )
         with tqdm(
             total=self.epochs * len(self.loader),
             initial=progress.epoch * len(self.loader) + progress.batch,
@@ -245,11 +260,22 @@ class Trainer:
             while not self.finished:
                 row = self._epoch(bar, started)
                 if row is None:  # out of time within an epoch
+                    self._note(f"out of time within epoch {progress.epoch + 1}, step {progress.step}")
                     break
                 self._end_epoch(row)
+                spent = (monotonic() - started) / (progress.epoch - first)
+                scores = f"loss {row['train_loss']:.3f}, validation CIDEr {row['val_CIDEr']:.3f}"
+                self._note(
+                    f"epoch {progress.epoch} of {self.epochs}: {scores}, {row['words_per_second']} words/s, "
+                    f"{duration(spent * (self.epochs - progress.epoch))} left at most"
+                )
                 bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
         if self.accelerator.is_main_process and not (self.run / "best" / "model.safetensors").exists():
             self._save_model("best")
+
+    def _note(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            note(self.run.parent.parent, f"train {self.run.name}: {text}")
 
     def _epoch(self, bar: tqdm, started: float) -> dict | None:
         """What is left of one pass over the training clips; None when max_minutes ran out on the way."""

@@ -120,7 +120,7 @@ def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> lis
 
 def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> list[dict[str, str]]:
     """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
-    decode = decode or DecodeConfig()
+    decode = decode or run.decode
     ids = list(run.data.splits[split])
     found = predict(run.model, run.vocabulary, run.data.store, ids, decode)
     rows = [_sums(found)]

@@ -165,9 +165,9 @@ def decode_clips(
             worker.close()
 
 
-def unreadable_clips(clips: Mapping[str, Path]) -> dict[str, str]:
-    """The reason for every clip of which not even the first frame decodes."""
-    found = decode_clips(clips, 0, None)
+def unreadable_clips(clips: Mapping[str, Path], workers: int, patience: float) -> dict[str, str]:
+    """The reason for every clip of which not even the first frame decodes; see `decode_clips`."""
+    found = decode_clips(clips, 0, None, workers, patience)
     return {video_id: str(frames) for video_id, frames in found if isinstance(frames, VideoError)}
 
 

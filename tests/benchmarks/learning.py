@@ -78,7 +78,7 @@ def measure() -> list[Row]:
     if config.corpus is None or not (config.artifacts / "vocab.json").is_file():
         print("learning: name a corpus that is ready to train on, with VCUTILS_CORPUS", file=sys.stderr)
         return []
-    data = load_data(open_corpus(config.corpus_dir), config.artifacts)
+    data = load_data(open_corpus(config.corpus_dir), config.artifacts, config.extract)
     torch.manual_seed(0)
     seconds = ours(config, data)
     rows = []

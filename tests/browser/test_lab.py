@@ -48,7 +48,7 @@ def colour_run(tmp_path_factory, tiny_config, write_video):
     save_splits(splits, config.artifacts / "splits.json")
     build_vocabulary(corpus.captions, splits["train"], 1).save(config.artifacts / "vocab.json")
     folder = config.artifacts / "runs" / "colours"
-    train(folder, config, load_data(corpus, config.artifacts), progress=False)
+    train(folder, config, load_data(corpus, config.artifacts, config.extract), progress=False)
     return folder
 
 

@@ -46,7 +46,9 @@ def run(tmp_path, tiny_config, write_video, fake_backbone, monkeypatch):
     torch.manual_seed(0)
     model = CaptionModel(ModelConfig(dropout=0.0), len(vocabulary), 12).eval()
     about = {"features": config.extract.backbone, "extract": dataclasses.asdict(config.extract)}
-    return Run(config.artifacts / "runs" / "odd", about, model, vocabulary, load_data(corpus, config.artifacts))
+    return Run(
+        config.artifacts / "runs" / "odd", about, model, vocabulary, load_data(corpus, config.artifacts, config.extract)
+    )
 
 
 class Text(HTMLParser):
