@@ -30,10 +30,12 @@ import numpy as np
 import torch
 
 from vcutils.config import Config
-from vcutils.corpus import load_corpus
-from vcutils.extract import clip_features, extract_corpus, feature_folder, load_backbone
-from vcutils.store import FeatureStore
-from vcutils.video import VideoError, frame_indices, sample_frames
+from vcutils.corpora import load_corpus
+from vcutils.features import clip_features, extract_corpus, feature_folder
+from vcutils.runtime.backbones import load_backbone
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.store import FeatureStore
+from vcutils.video import frame_indices, sample_frames
 
 config = Config.from_env()
 corpus = load_corpus(config)

@@ -29,7 +29,8 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from vcutils.config import Config
-from vcutils.corpus import SPLITS, load_corpus, make_splits, save_splits
+from vcutils.corpora import load_corpus
+from vcutils.corpus import SPLITS, make_splits, save_splits
 from vcutils.dataset import CaptionDataset, collate, load_data
 from vcutils.vocab import SPECIALS, build_vocabulary, oov_rate, tokenize
 

@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from vcutils.config import ORIGINAL_TRAINING, Config
-from vcutils.corpus import load_corpus
+from vcutils.corpora import load_corpus
 from vcutils.dataset import CaptionDataset, collate, load_data
 from vcutils.model import AdditiveAttention, CaptionModel, Memory, caption_loss
 from vcutils.train import Trainer

@@ -29,15 +29,17 @@ from collections import Counter
 
 from IPython.display import Markdown, display
 
-from vcutils import metrics
-from vcutils.ablate import ablation_table
 from vcutils.config import Config
+from vcutils.corpora import open_run
 from vcutils.dataset import pad_frames
-from vcutils.decode import generate
-from vcutils.evaluate import PUBLISHED_MSVD, evaluate, load_run, plot_examples, predict
+from vcutils.decode import generate, predict
+from vcutils.scores import coco as metrics
+from vcutils.scores.ablations import ablation_table
+from vcutils.scores.baselines import PUBLISHED_MSVD
+from vcutils.scores.report import evaluate, plot_examples
 
 config = Config.from_env()
-run = load_run(config.artifacts / "runs" / "default")
+run = open_run(config.artifacts / "runs" / "default")
 test = run.data.splits["test"]
 print(f"{len(test)} test clips, {len(run.vocabulary)} words, features {run.data.store.folder.name}")
 
@@ -103,7 +105,7 @@ print("share of matched n-grams over all test clips:", [f"{share:.2f}" for share
 
 # %%
 result = evaluate(run, "test", config.decode)
-control = evaluate(load_run(config.artifacts / "runs" / "control"), "test", config.decode)
+control = evaluate(open_run(config.artifacts / "runs" / "control"), "test", config.decode)
 by_hand = math.prod(shares) ** 0.25
 assert by_hand + 1e-6 >= result["scores"]["Bleu_4"], "the length penalty can only lower it"
 print(f"BLEU-4 by hand, without length penalty: {100 * by_hand:.1f}; toolkit: {100 * result['scores']['Bleu_4']:.1f}")

@@ -28,15 +28,18 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from vcutils import attention, trust
-from vcutils.config import Config, write_text
+from vcutils.attention import checks as trust
+from vcutils.attention import measures
+from vcutils.attention.explorer import explore
+from vcutils.attention.figures import number_tile
+from vcutils.config import Config
+from vcutils.corpora import open_run
 from vcutils.dataset import pad_frames
-from vcutils.evaluate import load_run, predict, thumbnails, timestamps
-from vcutils.explorer import explore
-from vcutils.page import number_tile
+from vcutils.decode import predict
+from vcutils.runtime.files import write_text
 
 config = Config.from_env()
-run = load_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
+run = open_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
 test = run.data.splits["test"]
 out = run.folder / "attention"
 

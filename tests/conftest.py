@@ -16,12 +16,15 @@ import torch
 from torch import nn
 
 from vcutils.config import Config, ModelConfig, TrainConfig
-from vcutils.corpus import load_corpus, make_splits, save_splits
-from vcutils.dataset import CaptionData, FeatureStore, load_data
-from vcutils.extract import Backbone, extract_corpus
+from vcutils.corpora import load_corpus
+from vcutils.corpus import make_splits, save_splits
+from vcutils.dataset import CaptionData, load_data
+from vcutils.features import extract_corpus
 from vcutils.model import CaptionModel
+from vcutils.runtime.backbones import Backbone
+from vcutils.runtime.decoding import Resize
+from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
-from vcutils.workers import Resize
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("VCUTILS_SHARED") or REPO.parent / "shared") / "corpora"
@@ -135,7 +138,8 @@ def fake_backbone(monkeypatch):
         model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
         return Backbone(name, "none", model, Resize((16, 16), (16, 16)), (0.0,) * 3, (255.0,) * 3, torch.device("cpu"))
 
-    monkeypatch.setattr("vcutils.extract.load_backbone", load)
+    for module in ("features", "scores.runs", "corpora.doctor"):
+        monkeypatch.setattr(f"vcutils.{module}.load_backbone", load)
     return loaded
 
 
@@ -172,10 +176,11 @@ def tiny_data(tiny_config, tiny_corpus, tiny_report):
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config, tiny_data):
     """The folder of a run of three epochs on the tiny corpus."""
+    from vcutils.scores.coco import References
     from vcutils.train import train
 
     folder = tiny_config.artifacts / "runs" / "tiny"
-    train(folder, tiny_config, tiny_data, progress=False)
+    train(folder, tiny_config, tiny_data, References, progress=False)
     return folder
 
 

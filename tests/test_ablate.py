@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vcutils.ablate import VARIANTS, ablate, ablation_table
-from vcutils.checkpoint import run_config
+from vcutils.runtime.checkpoints import run_config
+from vcutils.scores.ablations import VARIANTS, ablate, ablation_table
 from vcutils.train import Trainer
 
 

@@ -5,19 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from vcutils.attention import (
+from vcutils.attention.figures import plot_entropy, plot_filmstrip, plot_heatmap, plot_importance, save_figure
+from vcutils.attention.measures import (
     attention_dict,
     check_alignment,
     entropy,
     frame_importance,
     ground,
     grounding_table,
-    plot_entropy,
-    plot_filmstrip,
-    plot_heatmap,
-    plot_importance,
     read_events,
-    save_figure,
     top_frames,
     word_views,
 )

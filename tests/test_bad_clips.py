@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 
 from vcutils.config import ExtractConfig
-from vcutils.corpus import open_corpus
-from vcutils.extract import extract_corpus, read_manifest
-from vcutils.video import VideoError, frame_indices, frames_at, sample_frames
-from vcutils.workers import Resize, Worker, decode_clips, unreadable_clips
+from vcutils.corpora import open_corpus
+from vcutils.features import extract_corpus
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.decoding import Resize, Worker, decode_clips, unreadable_clips
+from vcutils.runtime.store import read_manifest
+from vcutils.video import frame_indices, frames_at, sample_frames
 
 STTS = ("moov", "trak", "mdia", "minf", "stbl", "stts")  # frames and their durations
 
@@ -344,7 +346,7 @@ def bewitched(tmp_path, monkeypatch):
     (tmp_path / "spell" / "sitecustomize.py").write_text(
         "import os, sys, time\n"
         "if '-c' in sys.orig_argv:\n"
-        "    import vcutils.workers as workers\n"
+        "    import vcutils.runtime.decoding as workers\n"
         "    plain = workers.sample_frames\n"
         "    def sample_frames(path, *args):\n"
         "        if 'crash' in path.name: os.abort()\n"

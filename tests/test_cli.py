@@ -228,7 +228,7 @@ def test_corpus_that_brings_features_trains_on_them(call, tmp_path):
     code, out, _ = call("evaluate", run, "--beam", "1", "--json")
     assert code == 0 and json.loads(out)["protocol"]["seeds"] == [0, 1]
     code, _, err = call("extract", root, "--data", tmp_path / "data")
-    assert code == 2 and "no clips" in err
+    assert code == 2 and "nothing to extract" in err
     code, _, err = call("caption", run, tmp_path / "any.mp4")
     assert code == 2 and "c3d" in err, "no backbone of that name can be loaded for a new clip"
 

@@ -11,17 +11,9 @@ import time
 import pytest
 
 from vcutils import config
-from vcutils.config import (
-    Config,
-    ModelConfig,
-    TrainConfig,
-    UserError,
-    from_dict,
-    holding,
-    replacing,
-    to_json,
-    write_text,
-)
+from vcutils.config import ORIGINAL_TRAINING, Config, ModelConfig, TrainConfig, UserError, to_json
+from vcutils.runtime.files import holding, replacing, write_text
+from vcutils.runtime.settings import from_dict
 
 
 def test_default_profile_is_sample_and_needs_no_download():
@@ -260,3 +252,20 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
     assert found == {"sample": (20, 4, 7e-4, 5, 0.5), "medium": (30, 8, 2e-3, 1, 0.3), "large": large}
     original = Config.from_profile("original")
     assert config.suited(original, 84, 420) == original
+
+
+def test_single_settings_change_by_one_variable(monkeypatch):
+    monkeypatch.setenv("VCUTILS_SET", "train.epochs=3, model.dropout=none decode.beam_size=2 extract.own_features=False")
+    config = Config.from_env()
+    assert (config.train.epochs, config.model.dropout, config.decode.beam_size) == (3, None, 2)
+    assert config.extract.own_features is False
+    assert Config.from_profile("msvd").changed("train=original").train == ORIGINAL_TRAINING
+
+
+@pytest.mark.parametrize(
+    "change", ["epochs=3", "train.epoch=3", "train.epochs=many", "model.attention=dot", "train.resume=1", "train=best"]
+)
+def test_settings_that_do_not_exist_are_refused_by_name(monkeypatch, change):
+    monkeypatch.setenv("VCUTILS_SET", change)
+    with pytest.raises(UserError, match=f"VCUTILS_SET.*{change.split('=')[0]}"):
+        Config.from_env()

@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 from vcutils.config import Config, UserError
-from vcutils.corpus import (
-    load_corpus,
-    make_splits,
-    msvd_splits,
-    open_corpus,
-    random_splits,
-    read_captions,
-    read_splits,
-    save_splits,
-)
+from vcutils.corpora import load_corpus, open_corpus
+from vcutils.corpora.readers import msvd_splits, read_captions
+from vcutils.corpus import make_splits, random_splits, read_splits, save_splits
 
 
 def captions_of(tmp_path, content):

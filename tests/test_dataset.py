@@ -7,16 +7,10 @@ import pytest
 import torch
 
 from vcutils.config import ExtractConfig, UserError
-from vcutils.corpus import open_corpus, save_splits
-from vcutils.dataset import (
-    CaptionDataset,
-    FeatureStore,
-    clip_batches,
-    collate,
-    derange,
-    load_data,
-    make_loader,
-)
+from vcutils.corpora import open_corpus
+from vcutils.corpus import save_splits
+from vcutils.dataset import CaptionDataset, clip_batches, collate, derange, load_data, make_loader
+from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START
 
 
@@ -258,3 +252,15 @@ def test_load_data_leaves_out_clips_whose_extraction_failed(make_corpus, tmp_pat
     for i in "abc":
         np.save(out / "features" / "efficientnet_lite0" / f"{i}.npy", np.ones((2, 3), np.float16))
     assert load_data(corpus, out, ExtractConfig()).splits["train"] == ["a"]
+
+
+def test_features_of_the_settings_backbone_are_used_whatever_the_default_is(make_corpus, tmp_path, vocabulary):
+    corpus, out = open_corpus(make_corpus()), tmp_path / "out"
+    save_splits({"train": ["a"], "val": ["b"], "test": ["c"]}, out / "splits.json")
+    vocabulary.save(out / "vocab.json")
+    (out / "features" / "resnet18").mkdir(parents=True)
+    for i in "abc":
+        np.save(out / "features" / "resnet18" / f"{i}.npy", np.ones((2, 3), np.float16))
+    assert load_data(corpus, out, ExtractConfig("resnet18")).store.folder.name == "resnet18"
+    with pytest.raises(UserError, match="efficientnet_lite0: no features"):
+        load_data(corpus, out, ExtractConfig())

@@ -8,19 +8,17 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from vcutils import extract
 from vcutils.cli import main
 from vcutils.config import Config, ExtractConfig, UserError
-from vcutils.corpus import load_corpus, make_splits, open_corpus, read_splits
-from vcutils.doctor import estimate, examine
-from vcutils.extract import extract_corpus
+from vcutils.corpora import load_corpus, open_corpus
+from vcutils.corpora.doctor import estimate, examine
+from vcutils.corpus import make_splits, read_splits
+from vcutils.features import extract_corpus
 
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch, fake_backbone):
     """Function: the settings for a corpus, with a backbone of twelve numbers per frame."""
-    monkeypatch.setattr("vcutils.doctor.load_backbone", lambda name: extract.load_backbone(name))
-
     def make(root):
         return dataclasses.replace(Config(), corpus=root, data=tmp_path / "data", extract=ExtractConfig(num_frames=5))
 
@@ -58,15 +56,15 @@ def test_estimate_is_marked_as_one_and_equals_what_extraction_then_writes(make_c
 
 def test_full_disk_missing_weights_and_impossible_split_are_problems(make_corpus, settings, monkeypatch):
     config = settings(make_corpus(ids=("a",)))
-    monkeypatch.setattr("vcutils.doctor._free", lambda folder: 0)
-    monkeypatch.setattr("vcutils.doctor.estimate", lambda *args: {"disk for features, MB": 0.1})
+    monkeypatch.setattr("vcutils.corpora.doctor._free", lambda folder: 0)
+    monkeypatch.setattr("vcutils.corpora.doctor.estimate", lambda *args: {"disk for features, MB": 0.1})
     report = examine(load_corpus(config), config)
     assert any("no room" in p for p in report["problems"]) and report["split"]["origin"] == "none"
 
     def refuse(*args):
         raise UserError("backbone x: its pretrained weights cannot be had")
 
-    monkeypatch.setattr("vcutils.doctor.estimate", refuse)
+    monkeypatch.setattr("vcutils.corpora.doctor.estimate", refuse)
     report = examine(load_corpus(config), config)
     assert report["estimate"] is None and any("weights cannot be had" in p for p in report["problems"])
 

@@ -8,31 +8,21 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vcutils import metrics
 from vcutils.config import DecodeConfig, UserError
+from vcutils.corpora import open_run
 from vcutils.corpus import read_splits
-from vcutils.evaluate import (
-    caption_files,
-    constant_caption,
-    evaluate,
-    human_line,
-    load_run,
-    nearest_captions,
-    plot_examples,
-    predict,
-    score_table,
-    sister_runs,
-    thumbnails,
-    timestamps,
-    typical_caption,
-)
+from vcutils.decode import predict
+from vcutils.scores import coco as metrics
+from vcutils.scores.baselines import constant_caption, human_line, nearest_captions, typical_caption
+from vcutils.scores.report import evaluate, plot_examples, score_table
+from vcutils.scores.runs import caption_files, sister_runs
 
 METRICS = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return load_run(tiny_run)
+    return open_run(tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +193,7 @@ def test_run_of_features_that_have_other_sizes_is_refused(tiny_run, tiny_config,
         for i in ids:
             np.save(folder / f"{i}.npy", np.ones((2, 7), np.float16))
     with pytest.raises(UserError, match=r"7 numbers per frame.*wants 1280"):
-        load_run(artifacts / "runs" / "tiny")
+        open_run(artifacts / "runs" / "tiny")
 
 
 def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
@@ -211,14 +201,14 @@ def test_run_whose_corpus_is_gone_is_told(tiny_run, tmp_path):
     config = json.loads((tmp_path / "runs" / "tiny" / "config.json").read_text())
     (tmp_path / "runs" / "tiny" / "config.json").write_text(json.dumps(config | {"corpus_dir": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match="gone: no such folder"):
-        load_run(tmp_path / "runs" / "tiny")
+        open_run(tmp_path / "runs" / "tiny")
 
 
 def test_what_exclude_txt_names_is_not_scored(run, tmp_path, capsys):
     shutil.copytree(run.folder.parent.parent, tmp_path / "data")
     out, *rest = run.data.splits["test"]
     (tmp_path / "data" / "exclude.txt").write_text(f"{out}\n", encoding="utf-8")
-    assert load_run(tmp_path / "data" / "runs" / run.folder.name).data.splits["test"] == rest
+    assert open_run(tmp_path / "data" / "runs" / run.folder.name).data.splits["test"] == rest
     assert "exclude.txt: 1 clip(s) are left out" in capsys.readouterr().err
 
 
@@ -235,11 +225,11 @@ def test_seeds_are_reported_with_mean_and_standard_deviation(run, result, tiny_c
         (folder / name / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "b" / "best" / "model.safetensors")
     save_file({n: t * 0.5 for n, t in weights.items()}, folder / "b" / "best" / "model.safetensors")
-    again = load_run(folder / run.folder.name)
+    again = open_run(folder / run.folder.name)
     assert [sister.folder.name for sister in sister_runs(again)] == ["b"]
     both = evaluate(again, decode=DecodeConfig(beam_size=2))
     assert both["scores"] == result["scores"] and both["protocol"]["seeds"] == [run.config["train"]["seed"], 7]
-    other = evaluate(load_run(folder / "b"), decode=DecodeConfig(beam_size=2))["scores"]
+    other = evaluate(open_run(folder / "b"), decode=DecodeConfig(beam_size=2))["scores"]
     pair = [result["scores"]["Bleu_1"], other["Bleu_1"]]
     assert pair[0] != pair[1]
     assert both["seeds"]["mean"]["Bleu_1"] == pytest.approx(sum(pair) / 2)

@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from vcutils import extract
+from vcutils import features
 from vcutils.config import ExtractConfig, UserError
-from vcutils.corpus import open_corpus
-from vcutils.extract import (
-    BackboneError,
-    clip_features,
-    extract_corpus,
-    feature_folder,
-    load_backbone,
-    read_manifest,
-)
+from vcutils.corpora import open_corpus
+from vcutils.features import clip_features, extract_corpus, feature_folder
+from vcutils.runtime import backbones, ledger
+from vcutils.runtime.backbones import BackboneError, load_backbone
+from vcutils.runtime.store import read_manifest
 from vcutils.video import sample_frames
 
 CONFIG = ExtractConfig(backbone="colours", num_frames=4, batch_size=4)
@@ -95,9 +91,9 @@ def test_what_cannot_be_folded_stays_as_it_is():
             return x + self.norm(x)
 
     model = Twice().eval()
-    assert extract._fold_norms(model, torch.rand(1, 3, 8, 8)) is model
+    assert backbones._fold_norms(model, torch.rand(1, 3, 8, 8)) is model
     unmeasured = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, track_running_stats=False))
-    assert isinstance(extract._fold_norms(unmeasured.eval(), torch.rand(1, 3, 8, 8))[1], torch.nn.BatchNorm2d)
+    assert isinstance(backbones._fold_norms(unmeasured.eval(), torch.rand(1, 3, 8, 8))[1], torch.nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("size", [(90, 160), (160, 90), (64, 64), (33, 477)])
@@ -243,7 +239,7 @@ def test_clips_of_any_length_keep_their_own_features(make_corpus, fake_backbone,
     config = dataclasses.replace(CONFIG, num_frames=6, batch_size=8)
     report = extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
     assert [len(stored(report.folder)[f"v{i}"]) for i in range(5)] == [1, 2, 3, 6, 6]
-    backbone = extract.load_backbone("colours")
+    backbone = features.load_backbone("colours")
     for video_id, path in open_corpus(root).clips.items():
         alone, _ = clip_features(backbone, path, config)
         assert np.allclose(stored(report.folder)[video_id], alone, atol=1e-3), video_id
@@ -356,4 +352,4 @@ def test_features_that_the_corpus_brings_are_used_unless_a_backbone_is_named(mak
 def test_ray_engine_without_ray_says_what_to_install(make_corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
-        extract.extract_with_ray(open_corpus(make_corpus()), tmp_path, CONFIG, 2)
+        extract_with_ray(lambda shard: None, 2)

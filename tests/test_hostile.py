@@ -17,16 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcutils import extract
-from vcutils.attention import ground, read_events
-from vcutils.checkpoint import check_resumable, load_model, read_log, run_config, save_model
+from vcutils.attention.measures import ground, read_events
 from vcutils.cli import main
 from vcutils.config import Config, ExtractConfig, UserError, to_json
-from vcutils.corpus import make_splits, open_corpus, read_captions, read_splits
-from vcutils.dataset import FeatureStore, load_data
+from vcutils.corpora import open_corpus, open_run
+from vcutils.corpora.readers import read_captions
+from vcutils.corpus import make_splits, read_splits
+from vcutils.dataset import load_data
 from vcutils.decode import Hypothesis
-from vcutils.evaluate import load_run, sister_runs
-from vcutils.metrics import read_predictions, read_references
+from vcutils.runtime.checkpoints import check_resumable, read_log, run_config, save_model
+from vcutils.runtime.store import FeatureStore
+from vcutils.scores.coco import References, read_predictions, read_references
+from vcutils.scores.runs import load_model, sister_runs
 from vcutils.train import Trainer
 from vcutils.vocab import SPECIALS, Vocabulary, build_vocabulary
 
@@ -577,7 +579,7 @@ def test_timm_features_are_not_taken_for_torchvision_ones_of_the_same_name(home)
     path = artifacts / "runs" / "r" / "config.json"
     features = artifacts / "features" / "timm" / "colours"
     put(path, json.loads(path.read_text()) | {"features": str(features)})
-    run = load_run(artifacts / "runs" / "r")
+    run = open_run(artifacts / "runs" / "r")
     assert run.data.store.folder == features
 
 
@@ -595,19 +597,18 @@ def test_run_of_features_that_were_extracted_anew_is_no_sister(home):
     shutil.copytree(runs / "r", runs / "old")
     config = json.loads((runs / "old" / "config.json").read_text())
     put(runs / "old" / "config.json", config | {"train": config["train"] | {"seed": 1}})
-    assert [sister.folder.name for sister in sister_runs(load_run(runs / "r"))] == ["old"]
+    assert [sister.folder.name for sister in sister_runs(open_run(runs / "r"))] == ["old"]
     rewrite_manifest(home, {"num_frames": 8})
     data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
     model, _, _ = load_model(runs / "r" / "best")
     save_model(runs / "r" / "best", model, model.config, data)
-    assert sister_runs(load_run(runs / "r")) == []
+    assert sister_runs(open_run(runs / "r")) == []
 
 
 def test_new_clips_are_sampled_as_the_features_were(home, fake_backbone, monkeypatch):
     """The profile says six frames per clip; the run's features were extracted with three."""
-    run = load_run(home / "data" / "mine" / "runs" / "r")
+    run = open_run(home / "data" / "mine" / "runs" / "r")
     assert run.config["extract"]["num_frames"] == 6 and run.num_frames == 3
-    monkeypatch.setattr("vcutils.evaluate.load_backbone", lambda name, device: extract.load_backbone(name, device))
     with pytest.raises(UserError, match=r"weights v1.*weights none"):
         run.backbone  # noqa: B018
 
@@ -740,7 +741,7 @@ def test_mutated_artifacts_are_read_or_refused(home, name, count):
     artifacts = home / "data" / "mine"
 
     def read():
-        run = load_run(artifacts / "runs" / "r", device=torch.device("cpu"))
+        run = open_run(artifacts / "runs" / "r", device=torch.device("cpu"))
         for i in sorted(run.data.store.ids):
             torch.from_numpy(run.data.store[i])
         run_config(run.folder)
@@ -765,16 +766,16 @@ def test_mutated_events_are_read_or_refused(tmp_path):
 
 
 def test_mutated_resume_file_is_read_or_refused(toy_data, toy_config, tmp_path):
-    Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, progress=False).fit()
+    Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, References, progress=False).fit()
 
     def resume():
-        Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, resume=True, progress=False)
+        Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, References, resume=True, progress=False)
 
     attack(random.Random(0), tmp_path / "run" / "last" / "resume.safetensors", resume, 40)
     resume()
     data = dataclasses.replace(toy_data, vocabulary=Vocabulary((*SPECIALS, "x"), (0,) * 5))
     with pytest.raises(UserError, match="run"):
-        Trainer(tmp_path / "run", toy_config(epochs=1), data, resume=True, progress=False)
+        Trainer(tmp_path / "run", toy_config(epochs=1), data, References, resume=True, progress=False)
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "references.json"])

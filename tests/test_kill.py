@@ -41,12 +41,12 @@ def launcher():
     import torch
     from torch import nn
 
-    import vcutils.ablate
-    import vcutils.page  # noqa: F401  what the verbs import, once for all of them
-    from vcutils import extract
+    import vcutils.attention.page  # noqa: F401  what the verbs import, once for all of them
+    import vcutils.scores.ablations
     from vcutils.cli import main
+    from vcutils.runtime import backbones
+    from vcutils.runtime.decoding import Resize
     from vcutils.vocab import tokenize
-    from vcutils.workers import Resize
 
     def colours(name, device=None):
         model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -99,8 +99,8 @@ def attempt(request, args):
         sys.addaudithook(hook)
         import torch
 
-        from vcutils import train
         from vcutils.cli import main
+        from vcutils.train import train
 
         loss = train.caption_loss
 
@@ -342,7 +342,7 @@ def test_full_disk(project):
     ],
 )
 def test_second_process_on_the_same_output_says_who_holds_it(project, stage, folder, what):
-    from vcutils.config import holding
+    from vcutils.runtime.files import holding
 
     project.restore(project.before[stage])
     before = project.files()

@@ -15,7 +15,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from vcutils import metrics
+from vcutils.scores import coco as metrics
 
 SHARED = Path(os.environ.get("VCUTILS_SHARED") or Path(__file__).parents[2] / "shared")
 GOLD = sorted((SHARED / "gold").glob("*.json"))

@@ -5,12 +5,12 @@ import plain
 import pytest
 import torch
 
-from vcutils import extract
 from vcutils.config import DecodeConfig
 from vcutils.dataset import Batch
 from vcutils.decode import generate
-from vcutils.extract import load_backbone
 from vcutils.model import caption_loss
+from vcutils.runtime import backbones
+from vcutils.runtime.backbones import load_backbone
 from vcutils.vocab import END, PAD, START
 
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vcutils import sample
 from vcutils.config import UserError
+from vcutils.corpora import sample
 
 CLIPS = 9
 

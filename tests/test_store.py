@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vcutils.config import UserError
-from vcutils.store import PACK, FeatureStore, pack
+from vcutils.runtime.store import PACK, FeatureStore, pack
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_features_that_were_brought_after_packing_are_not_overlooked(folder):
 
 
 def test_only_so_much_is_kept_in_memory(folder, monkeypatch):
-    monkeypatch.setattr("vcutils.store.CACHE_BYTES", 50)
+    monkeypatch.setattr("vcutils.runtime.store.CACHE_BYTES", 50)
     store = FeatureStore(folder)
     first, second = sorted(store.ids)[:2]
     assert store[first] is store[first] and store[second] is not store[second]

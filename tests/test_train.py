@@ -9,22 +9,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vcutils import metrics
-from vcutils.checkpoint import load_model, load_state, read_log, run_config, save_model, save_state
-from vcutils.config import DecodeConfig, UserError, holding
+from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import clip_batches, collate
 from vcutils.decode import caption_clips
 from vcutils.model import caption_loss
-from vcutils.reinforce import sample_captions, sampled_batch
-from vcutils.train import (
-    LOG_FIELDS,
-    Trainer,
-    find_batch_size,
-    lr_factor,
-    precision_for,
-    sampled_inputs,
-    train,
-)
+from vcutils.runtime.accelerator import largest_batch
+from vcutils.runtime.checkpoints import load_state, read_log, run_config, save_model, save_state
+from vcutils.runtime.fast import sampled_inputs
+from vcutils.runtime.files import holding
+from vcutils.runtime.machine import precision_for
+from vcutils.runtime.record import LOG_FIELDS
+from vcutils.runtime.self_critical import sample_captions, sampled_batch
+from vcutils.scores import coco as metrics
+from vcutils.scores.coco import References
+from vcutils.scores.runs import load_model
+from vcutils.train import Trainer, lr_factor, train
 from vcutils.vocab import END, PAD, START
 
 TIMES = ("seconds", "words_per_second")
@@ -39,7 +38,7 @@ def weights_of(run, name="best"):
 
 
 def fit(folder, config, data, **kwargs):
-    return train(folder, config, data, progress=False, **kwargs)
+    return train(folder, config, data, References, progress=False, **kwargs)
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():
@@ -68,7 +67,7 @@ def test_largest_batch_that_fits_is_found(limit, upper):
         if size > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert find_batch_size(try_batch, upper) == min(limit, upper)
+    assert largest_batch(try_batch, upper) == min(limit, upper)
     assert max(tried) <= upper and len(tried) == len(set(tried)), "nothing is tried twice or beyond the bound"
 
 
@@ -82,7 +81,7 @@ def test_nothing_fits():
         raise torch.OutOfMemoryError("Недостаточно памяти")  # the type counts, not the words of a message
 
     with pytest.raises(UserError, match="not even one clip fits"):
-        find_batch_size(try_batch, 16)
+        largest_batch(try_batch, 16)
 
 
 def test_other_errors_of_the_search_are_not_swallowed():
@@ -90,7 +89,7 @@ def test_other_errors_of_the_search_are_not_swallowed():
         raise RuntimeError("a real bug")
 
     with pytest.raises(RuntimeError, match="a real bug"):
-        find_batch_size(try_batch, 16)
+        largest_batch(try_batch, 16)
 
 
 def test_cpu_trains_in_full_precision():
@@ -196,7 +195,7 @@ def test_run_goes_on_inside_an_epoch(toy_data, toy_config, tmp_path, monkeypatch
     with monkeypatch.context() as patched, pytest.raises(Cut):
         patched.setattr(Trainer, "_save_last", stop)
         fit(cut, config, toy_data)
-    trainer = Trainer(cut, config, toy_data, resume=True, progress=False)
+    trainer = Trainer(cut, config, toy_data, References, resume=True, progress=False)
     assert trainer.progress.step == step == len(seen)
     assert untimed(trainer.fit()) == untimed(history) == untimed(read_log(cut))
     for name in ("best", "last"):
@@ -206,7 +205,7 @@ def test_run_goes_on_inside_an_epoch(toy_data, toy_config, tmp_path, monkeypatch
 def test_epoch_that_was_cut_starts_over_with_other_batches(toy_data, toy_config, tmp_path):
     fit(tmp_path / "run", toy_config(epochs=2, batch_size=2, checkpoint_every=1, max_minutes=1e-9), toy_data)
     for size, batch in ((2, 1), (4, 0)):
-        trainer = Trainer(tmp_path / "run", toy_config(epochs=2, batch_size=size), toy_data, True, progress=False)
+        trainer = Trainer(tmp_path / "run", toy_config(epochs=2, batch_size=size), toy_data, References, True, progress=False)
         assert (trainer.progress.step, trainer.progress.batch) == (1, batch)
     assert [row["epoch"] for row in trainer.fit()] == [1, 2]
 
@@ -234,16 +233,16 @@ def test_earlier_run_goes_only_when_the_new_one_starts_its_resume_file_first(
 ):
     run, config = tmp_path / "run", toy_config(epochs=1)
     fit(run, config, toy_data)
-    trainer = Trainer(run, toy_config(epochs=1, seed=1), toy_data, progress=False)
+    trainer = Trainer(run, toy_config(epochs=1, seed=1), toy_data, References, progress=False)
     assert (run / "last" / "resume.safetensors").exists()
-    monkeypatch.setattr("vcutils.checkpoint.shutil.rmtree", lambda path: (_ for _ in ()).throw(Cut))
+    monkeypatch.setattr("vcutils.runtime.checkpoints.shutil.rmtree", lambda path: (_ for _ in ()).throw(Cut))
     with pytest.raises(Cut):
         trainer.fit()
     assert (run / "best").is_dir() and not (run / "last" / "resume.safetensors").exists()
 
 
 def test_scaler_goes_on_where_it_was(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, References, progress=False)
     trainer.fit()
     scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**n, growth_interval=n + 1) for n in (4, 7)]
     scalers[0].load_state_dict(scalers[0].state_dict() | {"_growth_tracker": 3})
@@ -275,7 +274,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(toy_data, toy_c
         save_file(tensors, path, metadata)
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match=r"model\.safetensors.*No space left"):
-        patched.setattr("vcutils.checkpoint.save_file", no_room)
+        patched.setattr("vcutils.runtime.checkpoints.save_file", no_room)
         fit(full, config, toy_data)
     assert not list(full.rglob(".tmp-*"))
     load_model(full / "last")
@@ -317,7 +316,7 @@ def test_new_run_that_ends_early_does_not_keep_the_old_runs_best(toy_data, toy_c
 
 
 def test_best_holds_the_epoch_with_the_best_generated_captions(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(epochs=12), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=12), toy_data, References, progress=False)
     history = trainer.fit()
     best = max(row["val_CIDEr"] for row in history)
     assert trainer.best_row()["val_CIDEr"] == best and history[0]["val_CIDEr"] < best
@@ -480,7 +479,7 @@ def test_gradients_are_clipped(toy_data, toy_config, tmp_path):
     moved = {}
     for norm in (1e-13, 1.0):
         config = toy_config(epochs=1, clip_norm=norm, weight_decay=0.0)
-        trainer = Trainer(tmp_path / str(norm), config, toy_data, progress=False)
+        trainer = Trainer(tmp_path / str(norm), config, toy_data, References, progress=False)
         before = [p.detach().clone() for p in trainer.model.parameters()]
         trainer.fit()
         moved[norm] = max(
@@ -493,7 +492,7 @@ def test_accumulation_takes_fewer_optimizer_steps(toy_data, toy_config, tmp_path
     steps = {}
     for accumulation in (1, 2):
         config = toy_config(epochs=2, batch_size=2, accumulation=accumulation)
-        trainer = Trainer(tmp_path / str(accumulation), config, toy_data, progress=False)
+        trainer = Trainer(tmp_path / str(accumulation), config, toy_data, References, progress=False)
         trainer.fit()
         steps[accumulation] = trainer.progress.step
     assert steps == {1: 8, 2: 4}
@@ -536,25 +535,25 @@ def test_guess_of_padding_does_not_break_scheduled_sampling(small_model, toy_dat
 
 
 def test_control_on_other_clips_features_reaches_training_and_validation(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(epochs=1, shuffle_features=True), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(epochs=1, shuffle_features=True), toy_data, References, progress=False)
     for dataset in (trainer.dataset, trainer.validation):
         assert all(i != source for i, source in dataset.source.items())
     trainer.fit()
     captions = trainer.captions(trainer.validation)
-    plain = Trainer(tmp_path / "plain", toy_config(epochs=1), toy_data, progress=False)
+    plain = Trainer(tmp_path / "plain", toy_config(epochs=1), toy_data, References, progress=False)
     assert sorted(captions) == plain.validation.ids
     assert all(i == source for i, source in plain.validation.source.items())
 
 
 def test_settings_left_open_are_filled_in_by_the_corpus_size(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(batch_size=0, lr=0.0, epochs=1), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(batch_size=0, lr=0.0, epochs=1), toy_data, References, progress=False)
     trainer.fit()
     written = run_config(tmp_path / "run")["train"]
     assert (written["batch_size"], written["lr"], written["epochs"]) == (4, 7e-4, 1)
 
 
 def test_sampled_captions_are_well_formed(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(), toy_data, References, progress=False)
     batch = next(iter(trainer.loader))
     captions = sample_captions(trainer.model, batch, max_length=5)
     assert captions.shape[:2] == batch.captions.shape[:2] and captions.shape[2] <= 7
@@ -565,7 +564,7 @@ def test_sampled_captions_are_well_formed(toy_data, toy_config, tmp_path):
 
 
 def test_advantages_compare_a_clips_samples_with_each_other(toy_data, toy_config, tmp_path):
-    trainer = Trainer(tmp_path / "run", toy_config(captions_per_clip=4), toy_data, progress=False)
+    trainer = Trainer(tmp_path / "run", toy_config(captions_per_clip=4), toy_data, References, progress=False)
     batch = next(iter(trainer.loader))
     found = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.rewards, 6)
     assert found.weights.shape == (len(batch.ids), 4)
@@ -585,7 +584,7 @@ def test_second_phase_starts_from_the_best_and_raises_the_reward(toy_data, toy_c
     assert max(row["val_CIDEr"] for row in both) >= max(row["val_CIDEr"] for row in first)
 
     def reward(run):
-        trainer = Trainer(tmp_path / "other", toy_config(**settings), toy_data, progress=False)
+        trainer = Trainer(tmp_path / "other", toy_config(**settings), toy_data, References, progress=False)
         trainer.model.load_state_dict(load_model(run / "last")[0].state_dict())
         batch = collate([trainer.dataset[i] for i in range(len(trainer.dataset))])
         texts = [
@@ -596,3 +595,18 @@ def test_second_phase_starts_from_the_best_and_raises_the_reward(toy_data, toy_c
         return sum(trainer.rewards.cider(texts)) / len(texts)
 
     assert reward(tmp_path / "both") > 1.1 * reward(tmp_path / "first")
+
+
+def test_auto_goes_on_with_a_run_of_the_same_settings_and_starts_any_other_anew(toy_data, toy_config, tmp_path):
+    run = tmp_path / "mine" / "runs" / "r"
+    Trainer(run, toy_config(max_minutes=1e-9), toy_data, References, progress=False).fit()
+    trainer = Trainer(run, toy_config(), toy_data, References, resume="auto", progress=False)
+    assert trainer.progress.step > 0 and len(trainer.fit()) == 4
+    weights = (run / "best" / "model.safetensors").read_bytes()
+    again = Trainer(run, toy_config(), toy_data, References, resume="auto", progress=False)
+    assert again.finished and len(again.fit()) == 4
+    assert (run / "best" / "model.safetensors").read_bytes() == weights
+    other = Trainer(run, toy_config(epochs=5), toy_data, References, resume="auto", progress=False)
+    assert other.progress.step == 0 and len(other.fit()) == 5
+    log = (tmp_path / "mine" / "log.txt").read_text()
+    assert "out of time within epoch 1" in log and "epoch 4 of 4" in log and log.count("from epoch 0, step 0") == 2

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vcutils import trust
+from vcutils.attention import checks as trust
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis
-from vcutils.evaluate import Run
+from vcutils.scores.runs import Run
 from vcutils.train import train
 
 
@@ -22,11 +22,12 @@ def toy_run(toy_data, toy_config, tmp_path):
         config = toy_config(epochs=12, seed=seed)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
         folder = tmp_path / "toy" / "runs" / name
-        train(folder, config, toy_data, progress=False)
+        train(folder, config, toy_data, References, progress=False)
         return trained(folder)
 
     def trained(folder):
-        from vcutils.checkpoint import load_model, run_config
+        from vcutils.runtime.checkpoints import run_config
+        from vcutils.scores.runs import load_model
 
         model, vocabulary, _ = load_model(folder / "best", torch.device("cpu"))
         return Run(folder, run_config(folder), model, vocabulary, toy_data)

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vcutils.video import VideoError, frame_indices, frames_at, sample_frames
-from vcutils.workers import unreadable_clips
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.decoding import unreadable_clips
+from vcutils.video import frame_indices, frames_at, sample_frames
 
 
 def decode_all(path):

@@ -15,11 +15,18 @@ from typing import Annotated, Any, Literal, TextIO
 
 import tyro
 
-from vcutils.config import Config, ModelConfig, TrainConfig, UserError, holding
+from vcutils.config import Config, ModelConfig, TrainConfig, UserError
 
-CorpusArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")]
-RunArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
-DataArg = Annotated[Path | None, tyro.conf.arg(name="data", metavar="DIR", help="where artifacts go instead of data/")]
+CorpusArg = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")
+]
+RunArg = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")
+]
+DataArg = Annotated[
+    Path | None,
+    tyro.conf.arg(name="data", metavar="DIR", help="where artifacts go instead of data/"),
+]
 JsonArg = Annotated[bool, tyro.conf.arg(name="json", help="report as JSON")]
 
 
@@ -32,7 +39,7 @@ def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> 
         seed: one seed gives bit-identical files.
 
     """
-    from vcutils import sample as sample_module
+    from vcutils.corpora import sample as sample_module
 
     config = dataclasses.replace(Config.from_env(), corpus=None)
     count = config.clips if clips is None else clips
@@ -40,15 +47,17 @@ def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> 
     return 0
 
 
-def doctor(corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False) -> int:
+def doctor(
+    corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False
+) -> int:
     """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent.
 
     Args:
         fix: list the unreadable clips in data/<corpus>/exclude.txt, so that every later stage leaves them out.
 
     """
-    from vcutils.corpus import load_corpus
-    from vcutils.doctor import examine
+    from vcutils.corpora.doctor import examine
+    from vcutils.corpora import load_corpus
 
     config = _config(corpus, data)
     report = examine(load_corpus(config), config, fix)
@@ -74,20 +83,32 @@ def extract(
         engine: ray spreads N shards over a Ray cluster (pip install ray).
 
     """
-    from vcutils.corpus import load_corpus
-    from vcutils.extract import extract_corpus, extract_with_ray, feature_folder
+    from vcutils.corpora import load_corpus
+    from vcutils.features import extract_corpus, feature_folder
+    from vcutils.runtime.cluster import extract_with_ray
 
     config = _config(corpus, data, backbone)
-    settings = config.extract if num_frames is None else dataclasses.replace(config.extract, num_frames=num_frames)
+    settings = (
+        config.extract
+        if num_frames is None
+        else dataclasses.replace(config.extract, num_frames=num_frames)
+    )
     opened = load_corpus(config)
     if (ready := feature_folder(opened, config.artifacts, settings)) in opened.features.values():
-        others = "" if not opened.clips else "; name another --backbone to extract others from its clips"
-        raise UserError(f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}")
+        others = (
+            "" if not opened.clips else "; name another --backbone to extract others from its clips"
+        )
+        raise UserError(
+            f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}"
+        )
     if not opened.clips:
-        raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
+        raise UserError(
+            f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}"
+        )
     index, count = _shard(shard)
     if engine == "ray":
-        report = extract_with_ray(opened, config.artifacts, settings, count)
+        task = functools.partial(extract_corpus, opened, config.artifacts, settings, progress=False)
+        report = extract_with_ray(task, count)
     else:
         report = extract_corpus(opened, config.artifacts, settings, (index, count))
     summary = {
@@ -102,19 +123,26 @@ def extract(
 
 
 def pack(
-    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")],
+    features: Annotated[
+        Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")
+    ],
     as_json: JsonArg = False,
 ) -> int:
     """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
-    from vcutils.store import FeatureStore
-    from vcutils.store import pack as write_pack
+    from vcutils.runtime.store import FeatureStore
+    from vcutils.runtime.store import pack as write_pack
 
     path = write_pack(features)
-    _report({"pack": str(path), "clips": len(FeatureStore(features).ids), "bytes": path.stat().st_size}, as_json)
+    _report(
+        {"pack": str(path), "clips": len(FeatureStore(features).ids), "bytes": path.stat().st_size},
+        as_json,
+    )
     return 0
 
 
-def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
+def vocab(
+    corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False
+) -> int:
     """Fix the split and count the vocabulary on its training part.
 
     Args:
@@ -123,7 +151,9 @@ def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None,
     """
     config = _config(corpus, data)
     if min_count is not None:
-        config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
+        config = dataclasses.replace(
+            config, vocab=dataclasses.replace(config.vocab, min_count=min_count)
+        )
     _report(_make_vocab(config), as_json)
     return 0
 
@@ -148,6 +178,7 @@ def train(
         backbone: which features (default: those that the corpus brings, else the profile's).
 
     """
+    from vcutils.scores.coco import References
     from vcutils.train import Trainer
 
     config = dataclasses.replace(_config(corpus, data, backbone), train=train, model=model)
@@ -156,16 +187,22 @@ def train(
     for seed in range(train.seed, train.seed + max(1, seeds)):
         folder = config.artifacts / "runs" / (name if seed == train.seed else f"{name}-seed{seed}")
         settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
-        trainer = Trainer(folder, settings, loaded, resume=resume)
+        trainer = Trainer(folder, settings, loaded, References, resume=resume)
         trainer.fit()
-        reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()})
+        reports.append(
+            {"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()}
+        )
     if trainer.accelerator.is_main_process:
         _report(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
     return 0
 
 
 def ablate(
-    corpus: CorpusArg, seeds: int = 1, split: str = "val", data: DataArg = None, as_json: JsonArg = False
+    corpus: CorpusArg,
+    seeds: int = 1,
+    split: str = "val",
+    data: DataArg = None,
+    as_json: JsonArg = False,
 ) -> int:
     """What each part of the model is worth: trains it without that part, and writes ablations.json.
 
@@ -174,15 +211,17 @@ def ablate(
         split: the split to score on; val, since choices must not be made on test.
 
     """
-    from vcutils.ablate import ablate as run_ablations
-    from vcutils.ablate import ablation_table
+    from vcutils.scores.ablations import ablate as run_ablations
+    from vcutils.scores.ablations import ablation_table
 
     config = _config(corpus, data)
     first = config.train.seed
     loaded = _training_data(config)
     if split not in loaded.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
-    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split)
+    result = run_ablations(
+        config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split
+    )
     if as_json:
         _report(result, as_json=True)
     else:
@@ -191,7 +230,9 @@ def ablate(
     return 0
 
 
-def evaluate(run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False) -> int:
+def evaluate(
+    run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False
+) -> int:
     """Caption a split and score it, beside a floor and a human line.
 
     Args:
@@ -199,10 +240,11 @@ def evaluate(run: RunArg, split: str = "test", beam: int | None = None, as_json:
         beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
 
     """
-    from vcutils.evaluate import evaluate as evaluate_run
-    from vcutils.evaluate import load_run, score_table
+    from vcutils.corpora import open_run
+    from vcutils.scores.report import evaluate as evaluate_run
+    from vcutils.scores.report import score_table
 
-    opened = load_run(run)
+    opened = open_run(run)
     result = evaluate_run(opened, split, _decode(opened, beam))
     if as_json:
         _report(result, as_json=True)
@@ -224,16 +266,23 @@ def score(
         references: JSON file, {id: [captions]}.
 
     """
-    from vcutils import metrics
+    from vcutils.scores import coco
 
-    predicted, known = metrics.read_predictions(predictions), metrics.read_references(references)
-    scores = metrics.score(predicted, known)
-    protocol = {"clips": len(predicted), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
-    notes = metrics.notes(scores, len(predicted))
+    predicted, known = coco.read_predictions(predictions), coco.read_references(references)
+    scores = coco.score(predicted, known)
+    protocol = {
+        "clips": len(predicted),
+        "references": sum(map(len, known.values())),
+        "tokenizer": "PTB",
+    }
+    notes = coco.notes(scores, len(predicted))
     if as_json:
         _report({"scores": scores, "protocol": protocol, "notes": notes}, as_json=True)
     else:
-        _report({k: v if v is None else round(v, 4) for k, v in scores.items()} | protocol, as_json=False)
+        _report(
+            {k: v if v is None else round(v, 4) for k, v in scores.items()} | protocol,
+            as_json=False,
+        )
         print(*notes, sep="\n")
     return 0
 
@@ -250,26 +299,31 @@ def caption(
         beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
 
     """
-    from vcutils.attention import attention_dict, word_views
-    from vcutils.evaluate import caption_files, load_run
+    from vcutils.attention.measures import attention_dict, word_views
+    from vcutils.corpora import open_run
+    from vcutils.scores.runs import caption_files
 
     if not clips:
         raise UserError("caption: name at least one clip")
     report: dict[str, Any] = {}
     failed = 0
-    opened = load_run(run)
-    for clip, found in caption_files(opened, clips, _decode(opened, beam)):
-        if isinstance(found, UserError):
+    opened = open_run(run)
+    for clip, result in caption_files(opened, clips, _decode(opened, beam)):
+        if isinstance(result, UserError):
             failed += 1
-            report[str(clip)] = {"error": str(found)}
+            report[str(clip)] = {"error": str(result)}
             if not as_json:
-                print(found, file=sys.stderr)
+                print(result, file=sys.stderr)
             continue
-        hypothesis, timestamps = found
+        hypothesis, timestamps = result
         report[str(clip)] = attention_dict(hypothesis, timestamps)
         if not as_json:
-            print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")
-            for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
+            print(
+                f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})"
+            )
+            for view, log_prob in zip(
+                word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True
+            ):
                 line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
                 print(f"{line} ({view.weight:.0%} of the attention)")
     if as_json:
@@ -294,24 +348,28 @@ def explore(
         split: the split that --check measures.
         beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
     """
-    from vcutils.evaluate import load_run
+    from vcutils.corpora import open_run
 
     if not clips and not check:
         raise UserError("explore: name at least one clip, or --check")
-    opened = load_run(run)
+    opened = open_run(run)
     decode = _decode(opened, beam)
     if check:
-        from vcutils.trust import check as run_checks
+        from vcutils.attention.checks import check as run_checks
 
         rows = run_checks(opened, split, decode)
         if as_json:
             _report({"split": split, "checks": rows}, as_json=True)
         else:
             _report(
-                {r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}" for r in rows}, as_json=False
+                {
+                    r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}"
+                    for r in rows
+                },
+                as_json=False,
             )
         return 0
-    from vcutils.page import page_for
+    from vcutils.attention.page import page_for
 
     problems = page_for(opened, [str(c) for c in clips], out, decode)
     _report({"page": str(out), "problems": problems}, as_json)
@@ -340,7 +398,10 @@ def main(args: list[str] | None = None) -> int:
     except SystemExit as stop:
         given = sys.argv[1:] if args is None else args
         if stop.code and any(re.match("-[^-]", arg) and arg != "-h" for arg in given):
-            print('vcutils: ids and files that begin with "-" go last, behind "--": … RUN -- -id', file=sys.stderr)
+            print(
+                'vcutils: ids and files that begin with "-" go last, behind "--": … RUN -- -id',
+                file=sys.stderr,
+            )
         raise
     except KeyboardInterrupt:
         print("vcutils: stopped; finished work is kept", file=sys.stderr)
@@ -367,7 +428,7 @@ def _training_data(config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
     from accelerate import PartialState
 
-    from vcutils.corpus import load_corpus
+    from vcutils.corpora import load_corpus
     from vcutils.dataset import load_data
 
     opened = load_corpus(config)
@@ -379,21 +440,27 @@ def _training_data(config: Config) -> Any:
 
 def _make_vocab(config: Config) -> dict[str, Any]:
     """Write splits.json and vocab.json of a corpus; what was done as a report."""
-    from vcutils.corpus import load_corpus, make_splits, save_splits
+    from vcutils.corpora import load_corpus
+    from vcutils.corpus import make_splits, save_splits
+    from vcutils.runtime.files import holding
     from vcutils.vocab import build_vocabulary, oov_rate
 
     corpus = load_corpus(config)
     splits, origin = make_splits(corpus)
     vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
     with holding(config.artifacts, "vocab"):
-        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
+        (config.artifacts / "vocab.json").unlink(
+            missing_ok=True
+        )  # beside a new split it would be of another one
         save_splits(splits, config.artifacts / "splits.json")
         vocabulary.save(config.artifacts / "vocab.json")
     return {
         "artifacts": str(config.artifacts),
         "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
         "words": len(vocabulary),
-        "out of vocabulary": {s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()},
+        "out of vocabulary": {
+            s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()
+        },
         "problems": corpus.problems,
     }
 
@@ -422,7 +489,9 @@ def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None
         if isinstance(value, Mapping) and len(shown) > 100:
             value = [f"{k}: {_text(v)}" for k, v in value.items()]
         if isinstance(value, list):
-            lines = [_text(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
+            lines = [_text(v) for v in value[:10]] + (
+                [f"… and {len(value) - 10} more"] if len(value) > 10 else []
+            )
             shown = ("\n" + " " * (width + 2)).join(lines) or "none"
         print(f"{key:<{width}}  {shown}", file=file)
 

@@ -1,10 +1,11 @@
 """Generating captions: beam search over B clips at once, of which greedy search is the beam of one.
 
-Every step is one pass through the decoder for all clips and all beams; clips that are done leave the batch. Each
-hypothesis carries the attention row of every word: the weights over frames that the word was said with.
+Every step is one pass through the decoder for all clips and all beams; clips that are done leave
+the batch. Each hypothesis carries the attention row of every word: the weights over frames that the
+word was said with.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from vcutils.config import DecodeConfig
-from vcutils.model import CaptionModel, Memory, State
+from vcutils.dataset import clip_batches
+from vcutils.model import CaptionModel, Memory
+from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START, UNK, Vocabulary
 
 NEVER = (PAD, START, UNK)  # no reader is helped by them
@@ -37,16 +40,20 @@ class Hypothesis:
 
 @torch.inference_mode()
 def generate(
-    model: CaptionModel, vocabulary: Vocabulary, features: Tensor, frame_mask: Tensor, config: DecodeConfig
+    model: CaptionModel,
+    vocabulary: Vocabulary,
+    features: Tensor,
+    frame_mask: Tensor,
+    config: DecodeConfig,
 ) -> list[list[Hypothesis]]:
-    """Up to `beam_size` hypotheses per clip, best first, for features (B, T, D) and frame_mask (B, T).
+    """Up to `beam_size` hypotheses per clip, best first, for features (B, T, D), mask (B, T).
 
-    Ended captions come before unfinished ones; when no beam ends within max_length words, the best unfinished one
-    is returned. Attention rows cover the clip's real frames only.
+    Ended captions come before unfinished ones. Attention rows cover the clip's real frames only.
     """
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    search = _Search(model, vocabulary, model.encode(features, frame_mask), frame_mask.sum(dim=1).tolist(), config)
+    memory = model.encode(features.to(device), frame_mask.to(device))
+    search = _Search(model, vocabulary, memory, frame_mask.sum(dim=1).tolist(), config)
     while len(search.clips):
         search.step()
     model.train(was_training)
@@ -59,134 +66,148 @@ def caption_clips(
     batches: Iterable[tuple[list[str], Tensor, Tensor]],
     config: DecodeConfig,
 ) -> Iterator[tuple[str, list[Hypothesis]]]:
-    """(id, hypotheses) of every clip of `batches` (see dataset.clip_batches), on the model's device."""
-    device = next(model.parameters()).device
+    """(id, hypotheses) of every clip of `batches` (see dataset.clip_batches)."""
     for ids, features, frame_mask in batches:
-        found = generate(model, vocabulary, features.to(device), frame_mask.to(device), config)
-        yield from zip(ids, found, strict=True)
+        hypotheses = generate(model, vocabulary, features, frame_mask, config)
+        yield from zip(ids, hypotheses, strict=True)
+
+
+def predict(
+    model: CaptionModel,
+    vocabulary: Vocabulary,
+    store: FeatureStore,
+    ids: Sequence[str],
+    config: DecodeConfig,
+    sources: Sequence[str] | None = None,
+) -> dict[str, Hypothesis]:
+    """The best hypothesis per clip; `sources` are the clips whose features are shown instead."""
+    batches = clip_batches(store, ids if sources is None else sources)
+    beams = caption_clips(model, vocabulary, batches, config)
+    return {i: hypotheses[0] for i, (_, hypotheses) in zip(ids, beams, strict=True)}
+
+
+def captions_of(hypotheses: Mapping[str, Hypothesis]) -> dict[str, str]:
+    """{id: caption}, as scores want them."""
+    return {i: hypothesis.caption for i, hypothesis in hypotheses.items()}
 
 
 class _Search:
-    """The beams of the clips that are not done. K is the beam size, t the number of words so far."""
+    """The beams of the clips that are not done; t is the number of words so far."""
 
     def __init__(
-        self, model: CaptionModel, vocabulary: Vocabulary, memory: Memory, lengths: list[int], config: DecodeConfig
+        self,
+        model: CaptionModel,
+        vocabulary: Vocabulary,
+        memory: Memory,
+        lengths: list[int],
+        config: DecodeConfig,
     ) -> None:
         self.model, self.vocabulary, self.memory, self.config = model, vocabulary, memory, config
-        clips, frames = memory.mask.shape
-        beams, device = config.beam_size, memory.values.device
-        self.frames = lengths
-        self.done: list[list[Hypothesis]] = [[] for _ in range(clips)]
-        self.unfinished: list[list[Hypothesis]] = [[] for _ in range(clips)]
-        self.clips = torch.arange(clips, device=device)  # which clips the rows below belong to
-        self.state: State = model.decoder.start(memory, beams)
-        self.words = torch.full((clips, beams, 1), START, device=device)  # (B, K, t + 1)
-        self.log_probs = torch.zeros(clips, beams, 0, device=device)  # (B, K, t), of each word
-        self.attention = torch.zeros(clips, beams, 0, frames, device=device)  # (B, K, t, T)
+        self.frames = lengths  # of each clip
+        (B, T), K, device = memory.mask.shape, config.beam_size, memory.mask.device
+        self.ended: list[list[Hypothesis]] = [[] for _ in range(B)]
+        self.unfinished: list[list[Hypothesis]] = [[] for _ in range(B)]
+        self.clips = torch.arange(B, device=device)  # which clips the rows below belong to
+        self.state = model.decoder.start(memory, K)
+        self.words = torch.full((B, K, 1), START, device=device)  # (B, K, t + 1)
+        self.log_probs = torch.zeros(B, K, 0, device=device)  # (B, K, t), of each word
+        self.attention = torch.zeros(B, K, 0, T, device=device)  # (B, K, t, T)
         # All beams start alike: only the first may be continued at the first step.
-        self.total = torch.full((clips, beams), float("-inf"), device=device)
+        self.total = torch.full((B, K), float("-inf"), device=device)  # (B, K) log-probability
         self.total[:, 0] = 0
 
     def step(self) -> None:
-        decoder, (rows, beams) = self.model.decoder, self.total.shape
-        self.state, context, weights = decoder.step(decoder.read(self.words[:, :, -1]), self.state, self.memory)
+        """One more word for every beam."""
+        decoder, (B, K) = self.model.decoder, self.total.shape
+        read = decoder.read(self.words[:, :, -1])
+        self.state, context, weights = decoder.step(read, self.state, self.memory)
         log_probs = decoder.logits(self.state[0], context).float().log_softmax(dim=-1)  # (B, K, V)
         log_probs[:, :, NEVER] = float("-inf")
         if self.words.shape[2] == 1:  # a caption has at least one word
             log_probs[:, :, END] = float("-inf")
-        if self.config.no_repeat_ngram:
-            self._block_repeats(log_probs)
-        attention = torch.cat([self.attention, weights.float()[:, :, None]], dim=2)
+        if self.config.no_repeat_ngram is not None:
+            self._block_repeats(log_probs, self.config.no_repeat_ngram)
+        self.attention = torch.cat([self.attention, weights.float()[:, :, None]], dim=2)
 
-        # 2K candidates per clip hold at least K that go on, since each beam can end in one way only.
-        vocabulary_size = log_probs.shape[2]
-        candidates = (self.total[:, :, None] + log_probs).flatten(1)
-        best, where = candidates.topk(min(2 * beams, candidates.shape[1]), dim=1)
-        parents, words = where.div(vocabulary_size, rounding_mode="floor"), where % vocabulary_size
-        ends = (words == END) & best.isfinite()
-        # As in greedy search, a caption ends only when its end is among the K best candidates.
-        ends[:, beams:] = False
-        for row, candidate in ends.nonzero().tolist():
-            beam = int(parents[row, candidate])
-            clip = int(self.clips[row])
-            last = log_probs[row, beam, END][None]
-            self._record(
-                self.done[clip],
-                row,
-                beam,
-                attention,
-                torch.cat([self.log_probs[row, beam], last]),
-                ended=True,
-            )
+        # Each beam yields at most one <end>, so the top 2K hold at least K unfinished beams.
+        V = log_probs.shape[2]
+        candidates = (self.total[:, :, None] + log_probs).flatten(1)  # (B, K · V)
+        best, index = candidates.topk(min(2 * K, candidates.shape[1]), dim=1)
+        beams, words = index.div(V, rounding_mode="floor"), index % V  # (B, 2K) each
+        is_end = (words == END) & best.isfinite()
+        is_end[:, K:] = False  # as in greedy search, an end must be among the K best
+        for row, candidate in is_end.nonzero().tolist():
+            beam = int(beams[row, candidate])
+            self._record(row, beam, log_probs[row, beam, END])
 
-        goes_on = (words != END).float() * 2 + torch.linspace(1, 0, words.shape[1], device=words.device)
-        chosen = goes_on.topk(beams, dim=1).indices  # the first K that do not end, in order of their score
-        parents, words, self.total = (x.gather(1, chosen) for x in (parents, words, best))
+        unfinished = (words != END).float() * 2 + torch.linspace(1, 0, words.shape[1]).to(best)
+        chosen = unfinished.topk(K, dim=1).indices  # the first K that do not end, best first
+        beams, words, self.total = (x.gather(1, chosen) for x in (beams, words, best))
         self.total = self.total.masked_fill(words == END, float("-inf"))
-
-        def follow(x: Tensor) -> Tensor:
-            return x.gather(1, parents.view(rows, beams, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
-
-        said = log_probs.flatten(1).gather(1, parents * vocabulary_size + words)
-        self.words = torch.cat([follow(self.words), words[:, :, None]], dim=2)
-        self.log_probs = torch.cat([follow(self.log_probs), said[:, :, None]], dim=2)
-        self.attention = follow(attention)
-        self.state = (follow(self.state[0]), follow(self.state[1]))
+        rows = torch.arange(B, device=beams.device)[:, None]  # (B, 1) against beams (B, K)
+        self.words = torch.cat([self.words[rows, beams], words[:, :, None]], dim=2)
+        last = log_probs[rows, beams, words][:, :, None]
+        self.log_probs = torch.cat([self.log_probs[rows, beams], last], dim=2)
+        self.attention = self.attention[rows, beams]
+        self.state = (self.state[0][rows, beams], self.state[1][rows, beams])
         self._leave()
 
     def _leave(self) -> None:
         """Take clips that are done out of the batch."""
-        beams, length = self.total.shape[1], self.words.shape[2] - 1
+        K, length = self.total.shape[1], self.words.shape[2] - 1
         best = (self.total.max(dim=1).values / length**self.config.length_penalty).tolist()
-        scores = [sorted((h.score for h in self.done[c]), reverse=True)[:beams] for c in self.clips.tolist()]
-        # Five poor endings must not cut off a good caption that is still being written.
-        enough = [len(s) == beams and s[-1] >= b for s, b in zip(scores, best, strict=True)]
-        full = torch.tensor(enough, device=self.clips.device)
-        stuck = ~self.total.isfinite().any(dim=1)
-        leaving = full | stuck | (length >= self.config.max_length)
-        if not leaving.any():
-            return
-        for row in leaving.nonzero().flatten().tolist():
-            clip = int(self.clips[row])
+        stay = []
+        for row, clip in enumerate(self.clips.tolist()):
+            scores = sorted((h.score for h in self.ended[clip]), reverse=True)[:K]
+            # Five poor endings must not cut off a good caption that is still being written.
+            settled = len(scores) == K and scores[-1] >= best[row]
+            if length < self.config.max_length and not settled and best[row] > float("-inf"):
+                stay.append(row)
+                continue
             for beam in self.total[row].isfinite().nonzero().flatten().tolist():
-                self._record(self.unfinished[clip], row, beam, self.attention, self.log_probs[row, beam], ended=False)
-        stay = (~leaving).nonzero().flatten()
-        self.clips, self.total, self.words = self.clips[stay], self.total[stay], self.words[stay]
-        self.log_probs, self.attention = self.log_probs[stay], self.attention[stay]
-        self.state = (self.state[0][stay], self.state[1][stay])
-        self.memory = self.memory.select(stay)
+                self._record(row, beam)
+        if len(stay) < len(self.clips):
+            self.clips, self.total, self.words = (
+                self.clips[stay],
+                self.total[stay],
+                self.words[stay],
+            )
+            self.log_probs, self.attention = self.log_probs[stay], self.attention[stay]
+            self.state = (self.state[0][stay], self.state[1][stay])
+            self.memory = Memory(*(part[stay] for part in self.memory))
 
-    def _record(
-        self, kept: list[Hypothesis], row: int, beam: int, attention: Tensor, log_probs: Tensor, ended: bool
-    ) -> None:
-        rows = attention[row, beam, :, : self.frames[int(self.clips[row])]].cpu().numpy()
-        words = self.words[row, beam, 1:].tolist()
-        log_prob = float(log_probs.sum())
-        kept.append(
+    def _record(self, row: int, beam: int, end_log_prob: Tensor | None = None) -> None:
+        """Keep a caption: ended with this log-probability, or unfinished."""
+        clip, log_probs = int(self.clips[row]), self.log_probs[row, beam].cpu()
+        attention = self.attention[row, beam, :, : self.frames[clip]].cpu().numpy()
+        words = [self.vocabulary.words[i] for i in self.words[row, beam, 1:].tolist()]
+        total = log_probs.sum() + (0 if end_log_prob is None else end_log_prob.cpu())
+        length = max(1, len(words) + (end_log_prob is not None))
+        kept = self.unfinished if end_log_prob is None else self.ended
+        kept[clip].append(
             Hypothesis(
-                words=[self.vocabulary.words[i] for i in words],
-                log_prob=log_prob,
-                score=log_prob / max(1, len(log_probs)) ** self.config.length_penalty,
-                word_log_probs=log_probs[: len(words)].cpu().numpy(),
-                attention=rows[: len(words)],
-                end_attention=rows[-1] if ended else None,
+                words=words,
+                log_prob=float(total),
+                score=float(total) / length**self.config.length_penalty,
+                word_log_probs=log_probs.numpy(),
+                attention=attention[: len(words)],
+                end_attention=None if end_log_prob is None else attention[-1],
             )
         )
 
-    def _block_repeats(self, log_probs: Tensor) -> None:
+    def _block_repeats(self, log_probs: Tensor, size: int) -> None:
         """Forbid every word that would repeat an n-gram of its own caption."""
-        size = self.config.no_repeat_ngram
         for row, beams in enumerate(self.words[:, :, 1:].tolist()):
             for beam, words in enumerate(beams):
-                tail = words[len(words) - size + 1 :] if size > 1 else []
+                tail = words[len(words) - size + 1 :]
                 for start in range(len(words) - size + 1):
                     if words[start : start + size - 1] == tail:
                         log_probs[row, beam, words[start + size - 1]] = float("-inf")
 
     def results(self) -> list[list[Hypothesis]]:
+        """The hypotheses of every clip, ended ones first, best first."""
         ranked = []
-        for done, unfinished in zip(self.done, self.unfinished, strict=True):
-            for group in (done, unfinished):
-                group.sort(key=lambda h: -h.score)
-            ranked.append((done + unfinished)[: self.config.beam_size])
+        for groups in zip(self.ended, self.unfinished, strict=True):
+            ordered = [h for group in groups for h in sorted(group, key=lambda h: -h.score)]
+            ranked.append(ordered[: self.config.beam_size])
         return ranked

@@ -1,20 +1,20 @@
 """Captions become words, and words become numbers.
 
-The vocabulary is counted on the training split alone: a word that only test captions use is unknown to the model,
-and pretending otherwise would be looking at the answers.
+The vocabulary is counted on the training split alone: a word that only test captions use is unknown
+to the model, and pretending otherwise would be looking at the answers.
 """
 
 import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from vcutils.config import UserError, write_text
-from vcutils.corpus import read_json
+from vcutils.config import UserError
+from vcutils.runtime.files import read_json, write_text
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
@@ -22,14 +22,19 @@ PAD, START, END, UNK = range(4)
 
 @cache
 def _tokenizer():
-    from nltk.tokenize import NLTKWordTokenizer  # the class behind word_tokenize; needs no downloaded data
+    from nltk.tokenize import (
+        NLTKWordTokenizer,
+    )  # the class behind word_tokenize; needs no downloaded data
 
     return NLTKWordTokenizer()
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-cased words of a caption in any language, contractions split (`don't` -> `do n't`), punctuation dropped."""
-    # Treebank rules part a full stop from its word only at the very end, so sentences are cut apart first.
+    """Lower-cased words of a caption in any language: contractions split, punctuation dropped.
+
+    `A man's dog doesn't stop.` -> `a man 's dog does n't stop`, by the Treebank rules.
+    """
+    # Treebank rules part a full stop from its word only at the very end of a text.
     sentences = re.split(r"(?<=[^\W\d_]{2}[.!?])\s+", caption.lower())
     words = (word for sentence in sentences for word in _tokenizer().tokenize(sentence))
     return [word for word in words if any(c.isalnum() for c in word)]
@@ -45,7 +50,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.words[:4] != SPECIALS or len(self.words) != len(self.counts):
-            raise UserError(f"vocabulary: must begin with {' '.join(SPECIALS)} and hold one count per word")
+            start = " ".join(SPECIALS)
+            raise UserError(f"vocabulary: must begin with {start} and hold one count per word")
         if twice := [word for word, count in Counter(self.words).items() if count > 1]:
             raise UserError(f"vocabulary: {twice[0]!r} stands there more than once")
         object.__setattr__(self, "index", {word: i for i, word in enumerate(self.words)})
@@ -54,7 +60,7 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, caption: str, max_length: int | None = None) -> list[int]:
-        """`<start>` words `<end>` as indices; unknown words become `<unk>`, more than max_length words are cut."""
+        """`<start>` words `<end>` as indices; unknown words become `<unk>`, long ones are cut."""
         words = tokenize(caption)[:max_length]
         return [START, *(self.index.get(word, UNK) for word in words), END]
 
@@ -70,7 +76,8 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write as JSON: words in index order with their counts."""
-        write_text(path, json.dumps({"words": self.words, "counts": self.counts}, ensure_ascii=False, indent=0))
+        content = {"words": self.words, "counts": self.counts}
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=0))
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -80,32 +87,41 @@ class Vocabulary:
             "".join(data["words"]).encode()  # nothing but text, and text that can be written
             return cls(tuple(data["words"]), tuple(map(operator.index, data["counts"])))
         except FileNotFoundError as error:
-            raise UserError(f"{path}: no vocabulary; run notebook 02 or `python -m vcutils vocab CORPUS`") from error
+            hint = "run notebook 02 or `python -m vcutils vocab CORPUS`"
+            raise UserError(f"{path}: no vocabulary; {hint}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a vocabulary ({error}); build it again") from error
 
 
 def suited_min_count(captions: int) -> int:
-    """How often a word must occur to be learned from so many training captions: once per power of ten."""
+    """How often a word must occur to be learned from so many captions: once per power of ten."""
     return max(1, len(str(captions)) - 1)
 
 
-def build_vocabulary(captions: Mapping[str, list[str]], train_ids: Iterable[str], min_count: int) -> Vocabulary:
-    """Words of the training clips that occur at least `min_count` times (0: `suited_min_count`), most frequent first.
+def build_vocabulary(
+    captions: Mapping[str, Sequence[str]], train_ids: Iterable[str], min_count: int | None = None
+) -> Vocabulary:
+    """Words of the training clips that occur at least `min_count` times, most frequent first.
 
-    Raises UserError when no word is that frequent.
+    None takes `suited_min_count`. Raises UserError when no word is that frequent.
     """
     texts = [caption for i in train_ids for caption in captions[i]]
-    min_count = min_count or suited_min_count(len(texts))
+    min_count = suited_min_count(len(texts)) if min_count is None else min_count
     counter = Counter(word for caption in texts for word in tokenize(caption))
-    kept = sorted(((w, c) for w, c in counter.items() if c >= min_count), key=lambda item: (-item[1], item[0]))
-    if not kept:
-        advice = f"none of their {len(counter)} words occurs {min_count} times; lower min_count"
-        raise UserError(f"training captions: {advice if counter else 'no words in them; are they the right file?'}")
-    return Vocabulary((*SPECIALS, *(w for w, _ in kept)), (0, 0, 0, 0, *(c for _, c in kept)))
+    frequent = [(word, count) for word, count in counter.items() if count >= min_count]
+    frequent.sort(key=lambda item: (-item[1], item[0]))  # of equals the first in the alphabet
+    if not counter:
+        raise UserError("training captions: no words in them; are they the right file?")
+    if not frequent:
+        reason = f"none of their {len(counter)} words occurs {min_count} times"
+        raise UserError(f"training captions: {reason}; lower min_count")
+    words, counts = zip(*frequent, strict=True)
+    return Vocabulary((*SPECIALS, *words), (0, 0, 0, 0, *counts))
 
 
-def oov_rate(vocabulary: Vocabulary, captions: Mapping[str, list[str]], ids: Iterable[str]) -> float:
+def oov_rate(
+    vocabulary: Vocabulary, captions: Mapping[str, Sequence[str]], ids: Iterable[str]
+) -> float:
     """Share of the words of these clips' captions that the vocabulary does not know."""
     words = [word for i in ids for caption in captions[i] for word in tokenize(caption)]
     return sum(word not in vocabulary.index for word in words) / max(1, len(words))

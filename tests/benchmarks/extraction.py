@@ -18,12 +18,14 @@ import plain
 import torch
 from measure import Row, in_turns, seconds
 
-from vcutils import extract, sample
 from vcutils.config import Config, ExtractConfig
-from vcutils.corpus import Corpus, open_corpus
-from vcutils.extract import Backbone, extract_corpus, load_backbone
+from vcutils.corpora import open_corpus, sample
+from vcutils.corpus import Corpus
+from vcutils.features import extract_corpus
+from vcutils.runtime import backbones
+from vcutils.runtime.backbones import Backbone, load_backbone
+from vcutils.runtime.decoding import decode_clips
 from vcutils.video import sample_frames
-from vcutils.workers import decode_clips
 
 FRAMES = 16
 

@@ -17,7 +17,7 @@ FRAMES, DIM = 8, 1280  # half of what the sample's backbone gives per clip: 100,
 
 
 def write(folder: Path, clips: int) -> None:
-    """A pack of so many clips, as `vcutils.store.pack` writes it, without 100,000 files to make it of."""
+    """A pack of so many clips, as `vcutils.runtime.store.pack` writes it, without 100,000 files to make it of."""
     generator, size = np.random.default_rng(0), 2 * FRAMES * DIM
     header: dict = {"__metadata__": {"manifest": hashlib.sha256().hexdigest(), "extracted": "null"}}
     for i in range(clips):
@@ -33,7 +33,7 @@ def write(folder: Path, clips: int) -> None:
 def epoch(folder: Path) -> dict[str, float]:
     """Open the corpus and go through its batches once; run in a process of its own, whose memory is measured."""
     from vcutils.dataset import CaptionDataset, make_loader
-    from vcutils.store import FeatureStore
+    from vcutils.runtime.store import FeatureStore
     from vcutils.vocab import SPECIALS, Vocabulary
 
     begun = perf_counter()

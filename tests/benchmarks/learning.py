@@ -15,11 +15,11 @@ import plain
 import torch
 from measure import Row
 
-from vcutils import metrics
 from vcutils.config import ORIGINAL_TRAINING, Config
-from vcutils.corpus import open_corpus
+from vcutils.corpora import open_corpus
 from vcutils.dataset import CaptionData, load_data
 from vcutils.model import CaptionModel
+from vcutils.scores import coco as metrics
 from vcutils.train import Trainer
 
 LEVEL = 0.15  # CIDEr of greedy captions on validation; a model that says one sentence of every clip has less

@@ -13,7 +13,7 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-from vcutils.workers import Resize, Worker
+from vcutils.runtime.decoding import Resize, Worker
 
 LIMIT_MB = 1500
 KEY_INTERVAL = 12  # frames that OpenCV's encoder puts between two whole pictures

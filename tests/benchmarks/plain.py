@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vcutils.dataset import CaptionData
-from vcutils.extract import Backbone
 from vcutils.model import CaptionModel
+from vcutils.runtime.backbones import Backbone
 from vcutils.vocab import END, PAD, START, UNK
 
 

@@ -9,8 +9,9 @@ import torch
 from measure import Row, in_turns
 
 from vcutils.config import Config, ModelConfig, TrainConfig
-from vcutils.dataset import CaptionData, FeatureStore
+from vcutils.dataset import CaptionData
 from vcutils.model import CaptionModel
+from vcutils.runtime.store import FeatureStore
 from vcutils.train import Trainer
 from vcutils.vocab import SPECIALS, Vocabulary
 
@@ -43,7 +44,7 @@ def measure() -> list[Row]:
             settings = TrainConfig(
                 epochs=1, batch_size=BATCH, captions_per_clip=captions_per_clip, lr=1e-4, frame_dropout=0.0
             )
-            trainer = Trainer(folder / "run", Config(model=SIZES, train=settings), data, progress=False)
+            trainer = Trainer(folder / "run", Config(model=SIZES, train=settings), data, References, progress=False)
             return trainer.fit()[0]["words_per_second"]
 
         def naive() -> float:

@@ -14,8 +14,8 @@ import urllib.request
 import numpy as np
 import pytest
 
+from vcutils.attention.page import View
 from vcutils.decode import Hypothesis
-from vcutils.page import View
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run")

@@ -13,9 +13,10 @@ import pytest
 
 from vcutils.cli import main
 from vcutils.config import Config
-from vcutils.corpus import load_corpus, make_splits, open_corpus, save_splits
+from vcutils.corpora import load_corpus, open_corpus
+from vcutils.corpus import make_splits, save_splits
 from vcutils.dataset import load_data
-from vcutils.extract import extract_corpus
+from vcutils.features import extract_corpus
 from vcutils.train import train
 from vcutils.vocab import build_vocabulary
 
@@ -48,7 +49,7 @@ def colour_run(tmp_path_factory, tiny_config, write_video):
     save_splits(splits, config.artifacts / "splits.json")
     build_vocabulary(corpus.captions, splits["train"], 1).save(config.artifacts / "vocab.json")
     folder = config.artifacts / "runs" / "colours"
-    train(folder, config, load_data(corpus, config.artifacts, config.extract), progress=False)
+    train(folder, config, load_data(corpus, config.artifacts, config.extract), References, progress=False)
     return folder
 
 
@@ -58,8 +59,8 @@ def explorer_notebook(tmp_path, colour_run):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     cells = [
-        "from vcutils.evaluate import load_run\nfrom vcutils.explorer import explore",
-        f"explorer = explore(load_run({str(colour_run)!r}))\nexplorer",
+        "from vcutils.evaluate import load_run\nfrom vcutils.attention.explorer import explore",
+        f"explorer = explore(open_run({str(colour_run)!r}))\nexplorer",
         "print(f'{len(explorer.shown.timestamps)} frames')",
         # A kernel that cannot answer until the test says so.
         "import time\nfrom pathlib import Path\n\nwhile not Path('awake').exists():\n    time.sleep(0.1)",

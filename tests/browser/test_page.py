@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vcutils.page import save_page
+from vcutils.attention.page import save_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 NASTY = '<script>alert("caption")</script>'

@@ -13,14 +13,16 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
 
-from vcutils import extract
+from vcutils.attention.explorer import Explorer, explore_words
+from vcutils.attention.page import corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig, ModelConfig, UserError
-from vcutils.corpus import open_corpus, save_splits
-from vcutils.dataset import FeatureStore, load_data
-from vcutils.evaluate import Run
-from vcutils.explorer import Explorer, explore_words
+from vcutils.corpora import open_corpus
+from vcutils.corpus import save_splits
+from vcutils.dataset import load_data
 from vcutils.model import CaptionModel
-from vcutils.page import corpus_clip, page_for, with_captions
+from vcutils.runtime import backbones
+from vcutils.runtime.store import FeatureStore
+from vcutils.scores.runs import Run
 from vcutils.vocab import build_vocabulary
 
 IDS = ("one", "tall", "wide", "wide2", "wide3", "wide4")

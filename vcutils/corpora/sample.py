@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from vcutils.config import UserError, write_text
+from vcutils.config import UserError
+from vcutils.runtime.files import write_text
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8

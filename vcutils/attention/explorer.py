@@ -20,38 +20,30 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
+from vcutils.attention.page import (
+    View,
+    corpus_clip,
+    file_clip,
+    heatmap_html,
+    percent,
+    pictures_css,
+    save_page,
+    with_captions,
+)
 from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.decode import Hypothesis
-from vcutils.evaluate import Run
-from vcutils.page import View, corpus_clip, file_clip, heatmap_html, percent, pictures_css, save_page, with_captions
+from vcutils.scores.runs import Run
 
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
 HINT = """<div class="vc-quiet">The brighter a frame, the more the model drew on it for the word: evidence of where it
 looked, not proof of why it spoke. Test it: click frames to hide them, and see what it says without them.</div>"""
-STYLE = files("vcutils").joinpath("page.live.html").read_text(encoding="utf-8")
+STYLE = files("vcutils.attention").joinpath("page.live.html").read_text(encoding="utf-8")
 
 
 def explore(run: Run, video_id: str | None = None) -> "Explorer":
     """The live explorer on a run, opened at one clip (default: the first of the test split)."""
     return Explorer(run, video_id)
-
-
-def explore_words(
-    hypothesis: Hypothesis, timestamps: Sequence[float], thumbnails: Sequence[np.ndarray], title: str = ""
-) -> widgets.VBox:
-    """Play button and slider over the words of one caption, the frames lit by their attention weights (L, T).
-
-    Everything is rendered beforehand and linked in the browser: a step needs no kernel. Raises ValueError when
-    words, weights, timestamps and thumbnails do not fit together.
-    """
-    view = View(title, timestamps, [hypothesis], thumbnails)
-    view.check()
-    tiles = "".join(f'<span class="vc-frame vc-p{i} vc-f{i}">{label}</span>' for i, label in enumerate(view.labels))
-    scope = _scope()
-    heading = widgets.HTML(STYLE + pictures_css(view, scope) + f"<b>{html.escape(title)}</b>")
-    frames = widgets.HTML(f'<div class="vc-strip">{tiles}</div>{heatmap_html(view, hypothesis)}')
-    return _classes(widgets.VBox([heading, Player(view, hypothesis, scope), frames]), "vcx", scope)
 
 
 class Player(widgets.VBox):

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from vcutils.config import UserError, holding, replacing
-from vcutils.extract import read_manifest
+from vcutils.runtime.files import holding, replacing, write_text
+from vcutils.runtime.settings import UserError
 
+MANIFEST = "manifest.jsonl"
 PACK = "packed.safetensors"
 CACHE_BYTES = 2**30  # of features kept in memory once read; what goes beyond is read again
 _DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # safetensors' names
@@ -27,6 +28,27 @@ _DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")} 
 def backbone_of(folder: Path | str) -> str:
     """The backbone's name in the path of its features: all behind features/, since `timm/x` is a folder in a folder."""
     return Path(folder).as_posix().rpartition("/features/")[2]
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Manifest rows by video id; shards that ran side by side each have a file of their own.
+
+    Raises UserError for a broken file.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("manifest*.jsonl")):
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                rows[row["id"]] = dict(row)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: not a manifest ({error}); delete it and extract again") from error
+    return rows
+
+
+def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write manifest rows by id as one JSON object a line, sorted by id."""
+    write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows)))
 
 
 class FeatureStore:
@@ -78,8 +100,8 @@ class FeatureStore:
             first = first or (video_id, kind)
             if kind != first[1]:
                 raise UserError(
-                    f"{self.folder}: by its manifest {first[0]} has {said(first[1])}, {video_id} {said(kind)}; delete "
-                    "the folder and extract all clips alike"
+                    f"{self.folder}: by its manifest {first[0]} has {in_words(first[1])}, {video_id} {in_words(kind)}; "
+                    "delete the folder and extract all clips alike"
                 )
         return first and first[1]
 
@@ -215,6 +237,6 @@ def _manifest_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def said(extracted: Mapping[str, Any] | None) -> str:
+def in_words(extracted: Mapping[str, Any] | None) -> str:
     """Which features these are, in words."""
     return "features without a manifest" if extracted is None else ", ".join(f"{k} {v}" for k, v in extracted.items())

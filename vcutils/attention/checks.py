@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vcutils import metrics
-from vcutils.attention import entropy, ground, grounding_table, read_events
+from vcutils.attention.measures import entropy, ground, grounding_table, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import pad_frames
-from vcutils.decode import Hypothesis
-from vcutils.evaluate import Run, predict, sister_runs, timestamps
+from vcutils.decode import Hypothesis, captions_of, predict
 from vcutils.model import CaptionModel
+from vcutils.scores.coco import References
+from vcutils.scores.runs import Run, sister_runs
 from vcutils.vocab import START, UNK, Vocabulary, tokenize
 
 
@@ -52,8 +52,8 @@ def teacher_forced(
     ids = [vocabulary.index.get(word, UNK) for word in words]
     inputs = torch.tensor([START, *ids[:-1]], device=device).expand(len(features), 1, -1)
     padded, mask = pad_frames(features)
-    logits, weights = model(padded.to(device), mask.to(device), inputs)
-    scores = logits.float().log_softmax(dim=-1).view(len(features), len(ids), -1)
+    logits, weights = model(padded.to(device), mask.to(device), inputs)  # (n, 1, L, V), (n, 1, L, T)
+    scores = logits[:, 0].float().log_softmax(dim=-1)
     chosen = scores.gather(2, torch.tensor(ids, device=device).expand(len(features), -1)[:, :, None])
     rows = weights[:, 0].float().cpu().numpy()
     return chosen[:, :, 0].cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
@@ -122,7 +122,7 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
     """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
     decode = decode or run.decode
     ids = list(run.data.splits[split])
-    found = predict(run.model, run.vocabulary, run.data.store, ids, decode)
+    found = run.predict(ids, decode)
     rows = [_sums(found)]
     rows += _pointing(run, found)
     rows += _deletion(run, found)
@@ -156,7 +156,7 @@ def _pointing(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]
     path = run.data.root / "events.json"
     if not path.is_file():
         return [_row("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
-    times, events = {i: timestamps(run, i) for i in found}, read_events(path)
+    times, events = {i: run.timestamps(i) for i in found}, read_events(path)
     table = grounding_table(ground(found, times, events))
     said = {row["kind"] for row in table}
     read = [g for captions in _read_aloud(run, list(found)) for g in ground(captions, times, events)]
@@ -207,10 +207,10 @@ def _deletion(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]
 def _ablations(
     run: Run, ids: Sequence[str], found: Mapping[str, Hypothesis], decode: DecodeConfig
 ) -> list[dict[str, str]]:
-    scorer = metrics.References({i: list(run.data.captions[i]) for i in ids})
+    scorer = References({i: list(run.data.captions[i]) for i in ids})
 
     def cider(captions: Mapping[str, Hypothesis]) -> float:
-        return 100 * (scorer.score({i: h.caption for i, h in captions.items()}, ("CIDEr",))["CIDEr"] or 0.0)
+        return 100 * (scorer.score(captions_of(captions), ("CIDEr",))["CIDEr"] or 0.0)
 
     full = cider(found)
     rows = []

@@ -1,6 +1,5 @@
 """What a person should know before hours are spent: what a corpus holds, what will fail, how long, what is missing."""
 
-import os
 import platform
 import shutil
 from contextlib import closing
@@ -12,12 +11,16 @@ import cv2
 import numpy as np
 import torch
 
-from vcutils.config import Config, UserError, write_text
-from vcutils.corpus import EXCLUDE, Corpus, make_splits, read_excluded
-from vcutils.extract import load_backbone, pick_device
-from vcutils.metrics import why_no_meteor
-from vcutils.video import VideoError, frame_indices
-from vcutils.workers import Worker, unreadable_clips
+from vcutils.config import Config, UserError
+from vcutils.corpora.readers import EXCLUDE, read_excluded
+from vcutils.corpus import Corpus, make_splits
+from vcutils.runtime.backbones import load_backbone
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.decoding import Worker, unreadable_clips
+from vcutils.runtime.files import write_text
+from vcutils.runtime.machine import cpu_count, pick_device
+from vcutils.scores.coco import why_no_meteor
+from vcutils.video import frame_indices
 
 SAMPLE = 6  # clips that the estimate is measured on
 SAMPLE_SECONDS = 15.0  # after which no further one is begun
@@ -84,7 +87,7 @@ def estimate(corpus: Corpus, config: Config, clips: list[Path]) -> dict[str, Any
     chosen = [by_size[i] for i in frame_indices(len(by_size), SAMPLE)]
     backbone = load_backbone(config.extract.backbone)
     worker = Worker(config.extract.num_frames, backbone.resize, config.extract.patience)
-    cores = config.extract.workers or os.cpu_count() or 1
+    cores = config.extract.workers or cpu_count()
     begun, seconds, sizes = monotonic(), [], []
     with closing(worker):
         for path in (chosen[0], *chosen):  # the first one twice: what is only slow at first does not count
@@ -124,7 +127,7 @@ def _machine() -> dict[str, str]:
         gpu = f"{about.name}, {about.total_memory / 1e9:.0f} GB"
     return {
         "GPU": "none" if gpu == "cpu" else gpu,
-        "cores": str(os.cpu_count()),
+        "cores": str(cpu_count()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "opencv": cv2.__version__,

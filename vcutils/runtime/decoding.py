@@ -20,7 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vcutils.video import Frames, VideoError, check_first_frame, sample_frames
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.machine import cpu_count
+from vcutils.video import Frames, check_first_frame, sample_frames
 
 MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
 PATIENCE = 120.0  # seconds a clip may take, and as much again for every 25 MB of its file
@@ -116,7 +118,7 @@ class Worker:
         if self._child is None or self._child.poll() is not None:
             self.close()
             self._child = subprocess.Popen(
-                [sys.executable, "-c", "from vcutils.workers import serve; serve()"],
+                [sys.executable, "-c", "from vcutils.runtime.decoding import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -129,15 +131,15 @@ def decode_clips(
     clips: Mapping[str, Path],
     num_frames: int,
     resize: Resize | None,
-    workers: int = 0,
+    workers: int | None = None,
     patience: float = PATIENCE,
     ahead: int = 4,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
     """(id, frames or the reason why there are none) of every clip in order, decoded by `workers` processes.
 
-    0 workers means one per core. At most `ahead` clips per worker wait, so that memory stays bounded.
+    None means one worker per core. At most `ahead` clips per worker wait, so that memory stays bounded.
     """
-    count = min(workers or os.cpu_count() or 1, max(1, len(clips)))
+    count = min(workers or cpu_count(), max(1, len(clips)))
     mine, started = threading.local(), []
 
     def decode(path: Path) -> Frames | VideoError:
@@ -165,7 +167,7 @@ def decode_clips(
             worker.close()
 
 
-def unreadable_clips(clips: Mapping[str, Path], workers: int, patience: float) -> dict[str, str]:
+def unreadable_clips(clips: Mapping[str, Path], workers: int | None, patience: float) -> dict[str, str]:
     """The reason for every clip of which not even the first frame decodes; see `decode_clips`."""
     found = decode_clips(clips, 0, None, workers, patience)
     return {video_id: str(frames) for video_id, frames in found if isinstance(frames, VideoError)}

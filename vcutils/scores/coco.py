@@ -1,7 +1,7 @@
 """BLEU-1…4, METEOR, ROUGE-L and CIDEr of captions, by the protocol of the COCO caption evaluation.
 
 The protocol (Chen et al. 2015, "Microsoft COCO Captions") is more than the formulas: captions are cut into Penn
-Treebank words, lower-cased, without punctuation (`vcutils.ptb`); every reference of a clip counts; and the scorers are
+Treebank words, lower-cased, without punctuation (`scores.ptb`); every reference of a clip counts; and the scorers are
 those of the COCO toolkit, here from the package pycocoevalcap. Numbers are fractions, as the toolkit returns them.
 
     Bleu_1 … Bleu_4   n-grams of the caption found in some reference, over the whole corpus, with a penalty for
@@ -17,7 +17,6 @@ minutes and old Java versions, so nobody could repeat its numbers offline.
 """
 
 import atexit
-import json
 import os
 import shutil
 import subprocess
@@ -33,20 +32,9 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 
 from vcutils.config import UserError
-from vcutils.corpus import MAX_CAPTION
-from vcutils.ptb import tokenize, tokenize_all
-
-__all__ = [
-    "METRICS",
-    "References",
-    "notes",
-    "read_predictions",
-    "read_references",
-    "score",
-    "score_per_clip",
-    "tokenize",
-    "why_no_meteor",
-]
+from vcutils.runtime.checks import MAX_CAPTION
+from vcutils.runtime.files import read_json
+from vcutils.scores.ptb import ptb_words_of_all
 
 METRICS = {
     "Bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
@@ -55,6 +43,7 @@ METRICS = {
     "CIDEr": ("CIDEr",),
 }
 
+END = "<end>"  # no PTB word is spelled so
 _Scores = dict[str, float | None]
 
 
@@ -94,7 +83,7 @@ class References:
             if isinstance(captions, str) or not captions:
                 raise UserError(f"{video_id}: needs a list with at least one reference caption")
         self.ids = tuple(references)
-        words = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
+        words = iter(ptb_words_of_all([caption for captions in references.values() for caption in captions]))
         self._texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
 
     def score(self, predictions: Mapping[str, str], metrics: Sequence[str] | None = None) -> _Scores:
@@ -108,16 +97,26 @@ class References:
         found = self._score(predictions, metrics)
         return {i: {name: clips[n] for name, (_, clips) in found.items()} for n, i in enumerate(self.ids)}
 
-    def cider(self, captions: Sequence[tuple[str, str]]) -> list[float]:
-        """CIDEr of any number of (id, caption) pairs, with all these references as the corpus.
+    def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool]) -> list[float]:
+        """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
 
-        The reward of self-critical training (Rennie et al. 2017): a clip may come several times or not at all. About
-        4 ms a caption at 40 references. Raises UserError for an unknown id.
+        The reward of self-critical training (Rennie et al. 2017): a clip may come several times or not at all, and a
+        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references. Raises
+        UserError for an unknown id.
         """
         if unknown := [i for i, _ in captions if i not in self._texts]:
             raise UserError(f"no references for {_some(unknown)}")
-        texts = [" ".join(words) for words in tokenize_all([caption for _, caption in captions])]
-        return self._cider([i for i, _ in captions], texts)
+        words = ptb_words_of_all([caption for _, caption in captions])
+        texts = [" ".join([*w, END] if end else w) for w, end in zip(words, ended, strict=True)]
+        return self._with_ends._cider([i for i, _ in captions], texts)
+
+    @cached_property
+    def _with_ends(self) -> "References":
+        """The same references with their end as a word."""
+        other = References.__new__(References)
+        other.ids = self.ids
+        other._texts = {i: [f"{text} {END}" for text in texts] for i, texts in self._texts.items()}
+        return other
 
     def _cider(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
         values: list[float] = []
@@ -157,7 +156,7 @@ class References:
                 f"no prediction for {_some(missing)} of the {len(self.ids)} clips with references: caption them too, "
                 "or score against the references of the captioned clips alone"
             )
-        words = tokenize_all([predictions[i] for i in self.ids])
+        words = ptb_words_of_all([predictions[i] for i in self.ids])
         texts = {i: [" ".join(w)] for i, w in zip(self.ids, words, strict=True)}
         found: dict[str, tuple[float | None, Sequence[float | None]]] = {}
         for metric in chosen:
@@ -312,13 +311,9 @@ def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        data = read_json(Path(path), object_pairs_hook=unique)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it must be JSON, {shape}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a JSON file, {shape}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); it must hold {shape}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object; write {shape}")
     if not data:

@@ -21,12 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vcutils.attention import check_alignment
-from vcutils.config import DecodeConfig, UserError, write_text
+from vcutils.attention.figures import number_tile
+from vcutils.attention.measures import check_alignment
+from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
-from vcutils.evaluate import Run, thumbnails, timestamps
-from vcutils.extract import clip_features
-from vcutils.video import VideoError, frames_at
+from vcutils.features import clip_features
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.files import write_text
+from vcutils.scores.runs import Run
+from vcutils.video import frames_at
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
 PICTURE_CHARACTERS = 1_250_000  # base64 of one clip's pictures; with captions and weights a clip stays under 1.5 MB
@@ -74,7 +77,7 @@ def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
     features = torch.from_numpy(np.asarray(run.data.store[video_id], np.float32))
     note, images = "", None
     try:
-        images = thumbnails(run, video_id, HEIGHT)
+        images = run.thumbnails(video_id, HEIGHT)
         if images is None:
             note = "No pictures: only the features of this clip are at hand, so its frames are shown as numbers."
         elif len(images) != len(features):
@@ -83,7 +86,7 @@ def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
         note = f"No pictures: {error}"
     view = View(
         video_id,
-        timestamps(run, video_id),
+        run.timestamps(video_id),
         images=images,
         references=run.data.captions.get(video_id, ()),
         timed="timestamps" in run.manifest.get(video_id, {}),
@@ -177,14 +180,6 @@ def percent(share: float) -> str:
     return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
-def number_tile(number: int) -> np.ndarray:
-    """A stand-in (120, 160, 3) for a frame whose picture is not at hand."""
-    tile = np.full((120, 160, 3), (96, 108, 124), np.uint8)
-    (width, height), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 3)
-    place = ((160 - width) // 2, (120 + height) // 2)
-    return cv2.putText(tile, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 1.6, (232, 236, 240), 3, cv2.LINE_AA)
-
-
 def jpeg(image: np.ndarray, side: int, quality: int = 80) -> bytes:
     """An RGB picture as JPEG, shrunk until neither side is longer than `side` pixels."""
     scale = side / max(image.shape[:2])
@@ -254,7 +249,7 @@ def _embed(value: Any) -> str:
 
 def _fill(title: str, blocks: Sequence[str]) -> str:
     """The template with its title, data and policy. The policy names the style and the script by their hashes."""
-    template = files("vcutils").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("vcutils.attention").joinpath("page.html").read_text(encoding="utf-8")
     style, script = (_hash(template.split(f"<{tag}>")[1].split(f"</{tag}>")[0]) for tag in ("style", "script"))
     parts = {
         "policy": f"default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; "

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vcutils import metrics
-from vcutils.checkpoint import check_resumable, load_model, read_log, run_config
-from vcutils.config import Config, UserError, to_json, write_text
+from vcutils.config import Config
 from vcutils.dataset import CaptionData
-from vcutils.evaluate import over_seeds, predict
+from vcutils.decode import captions_of, predict
+from vcutils.runtime.files import write_text
+from vcutils.scores.coco import References
+from vcutils.scores.report import min_mean_max, over_seeds
+from vcutils.scores.runs import load_model
 from vcutils.train import Trainer
 
 METRICS = ("Bleu", "CIDEr")
@@ -39,13 +41,13 @@ def ablate(
     for one seed). Runs that are finished with the same settings are not trained again.
     """
     config, ids = data.suited(config), list(data.splits[split])
-    scorer = metrics.References({i: list(data.captions[i]) for i in ids})
+    scorer = References({i: list(data.captions[i]) for i in ids})
     rows = []
     for name, changes in VARIANTS.items():
         searches = {name: config.decode.beam_size}
         if not changes and config.decode.beam_size > 1:
             searches["greedy search instead of beam"] = 1
-        found: dict[str, list[dict[str, float | None]]] = {row: [] for row in searches}
+        by_row: dict[str, list[dict[str, float | None]]] = {row: [] for row in searches}
         for seed in seeds:
             folder = runs / f"ablation-{name.split(' (')[0].replace(' ', '-')}-{seed}"
             settings = dataclasses.replace(
@@ -53,18 +55,17 @@ def ablate(
                 model=dataclasses.replace(config.model, **changes),
                 train=dataclasses.replace(config.train, seed=seed),
             )
-            if not _finished(folder, settings, data):
-                Trainer(folder, settings, data, progress=progress).fit()
+            Trainer(folder, settings, data, References, resume="auto", progress=progress).fit()
             model, vocabulary, _ = load_model(folder / "best")
             for row, beam in searches.items():
                 decode = dataclasses.replace(config.decode, beam_size=beam)
-                captions = {i: h.caption for i, h in predict(model, vocabulary, data.store, ids, decode).items()}
-                found[row].append(scorer.score(captions, METRICS))
-        rows += [_row(row, scores) for row, scores in found.items()]
+                captions = captions_of(predict(model, vocabulary, data.store, ids, decode))
+                by_row[row].append(scorer.score(captions, METRICS))
+        rows += [_row(row, scores) for row, scores in by_row.items()]
     result = {
         "protocol": {
             "corpus": data.root.name, "split": split, "clips": len(ids), "seeds": list(seeds),
-            "beam": config.decode.beam_size, "frames per clip": max(len(data.store[i]) for i in ids),
+            "beam": config.decode.beam_size, "frames per clip": min_mean_max([len(data.store[i]) for i in ids]),
         },
         "rows": rows,
     }  # fmt: skip
@@ -75,19 +76,6 @@ def ablate(
 def _row(name: str, scores: Sequence[dict[str, float | None]]) -> dict[str, Any]:
     seeds: dict[str, Any] = over_seeds(scores) or {"mean": scores[0], "sd": {}}
     return {"variant": name, **{n: {"mean": seeds["mean"][n], "sd": seeds["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}}
-
-
-def _finished(folder: Path, config: Config, data: CaptionData) -> bool:
-    """Whether the run was trained to its end with these settings, features and words."""
-    if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
-        return False
-    try:
-        check_resumable(folder / "best", data)
-    except UserError:
-        return False
-    known, wanted = run_config(folder), json.loads(to_json(config))
-    same = all(known.get(part) == wanted[part] for part in ("train", "model"))
-    return same and len(read_log(folder)) == config.train.epochs + config.train.scst_epochs
 
 
 def ablation_table(result: dict[str, Any]) -> str:

@@ -218,7 +218,7 @@ _TABLE: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)", _ampersands),
     (r"([CcFf]#|[Cc]\+\+)", _as_is),
     (f"({_TELEPHONE})", _brackets),
-    # smileys, and what stays of punctuation; a single other character is the default of `tokenize`
+    # smileys, and what stays of punctuation; a single other character is the default of `ptb_words`
     (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])(?![A-Za-z0-9])", _brackets),
     (r"(\([-^x=~<>'][_.]?[-^x=~<>']\)|[-^x=~<>']_[-^x=~<>'])", _brackets),
     (r"(\.{3,5}|\.(?: \.){2,4}|-{1,4})", _dropped),
@@ -232,7 +232,7 @@ _PLAIN = re.compile("([A-Za-z]+)(?=[,;:?!]?[ \n])|[,;:?!]?[ \n]|\\.[ \n](?!\\.)"
 _CONTRACTED = frozenset({"cannot", "gonna", "gotta", "lemme", "gimme", "wanna"})
 
 
-def tokenize(caption: str, following: str = "") -> list[str]:
+def ptb_words(caption: str, following: str = "") -> list[str]:
     """The words of a caption as the COCO protocol counts them.
 
     The toolkit gives the Java tool one file with a caption a line, and in two cases the tool looks over the line's
@@ -261,6 +261,6 @@ def tokenize(caption: str, following: str = "") -> list[str]:
     return [word for word in words if word and word not in _PUNCTUATION]
 
 
-def tokenize_all(captions: Sequence[str]) -> list[list[str]]:
+def ptb_words_of_all(captions: Sequence[str]) -> list[list[str]]:
     """The words of captions that the toolkit would put into one file, in this order."""
-    return [tokenize(a, b) for a, b in zip_longest(captions, captions[1:], fillvalue="")]
+    return [ptb_words(a, b) for a, b in zip_longest(captions, captions[1:], fillvalue="")]

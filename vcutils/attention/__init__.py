@@ -1,0 +1,1 @@
+"""What did the model look at: measures, checks, figures, the explorer."""

@@ -1,0 +1,35 @@
+"""Corpora: the rendered sample, readers of MSVD, MSR-VTT and COCO files, the doctor.
+
+`load_corpus(config)` opens the corpus of the settings, `open_run(folder)` a trained run with its corpus.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vcutils.config import Config
+from vcutils.corpora.readers import EXCLUDE, leave_out, open_corpus
+from vcutils.corpus import Corpus
+
+
+def load_corpus(config: Config, progress: bool = True) -> Corpus:
+    """The corpus of a configuration, without what its exclude.txt names.
+
+    Renders the embedded corpus first when it is wanted and not there yet.
+    """
+    if config.corpus is None:
+        from vcutils.corpora import sample
+
+        sample.build(config.corpus_dir, clips=config.clips, progress=progress)
+    return leave_out(open_corpus(config.corpus_dir), config.artifacts / EXCLUDE)
+
+
+def open_run(folder: Path, **options: Any) -> Any:
+    """Open data/<corpus>/runs/<name> with the corpus that it was trained on; options as of `scores.runs.load_run`.
+
+    Raises UserError that names what is missing.
+    """
+    from vcutils.scores.runs import load_run, run_config
+
+    folder = Path(folder).resolve()
+    corpus = open_corpus(Path(run_config(folder)["corpus_dir"]))
+    return load_run(folder, leave_out(corpus, folder.parent.parent / EXCLUDE), **options)

@@ -1,0 +1,160 @@
+"""Corpora as they are published: captions of MSVD, MSR-VTT and COCO, official splits; the user's exclude list."""
+
+import codecs
+import csv
+import hashlib
+import json
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TextIO
+
+from vcutils.config import UserError
+from vcutils.corpus import SPLITS, Captions, Corpus, Splits, caption_lines
+from vcutils.corpus import open_corpus as open_folder
+from vcutils.runtime.checks import checked_splits, collect_captions
+from vcutils.runtime.files import read_json
+
+CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json")
+NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
+EXCLUDE = "exclude.txt"  # in data/<corpus>/: ids to leave out, one per line, "# " before a comment
+
+
+def open_corpus(root: Path) -> Corpus:
+    """A corpus folder whose captions have any known format, with MSVD's official split where it is MSVD.
+
+    Raises UserError when the folder, its captions, or both clips and features are missing.
+    """
+    problems: list[str] = []
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        return open_folder(root)  # says what is wrong
+    path = find_caption_file(root.resolve())
+    captions = read_captions(path, problems)
+    own = msrvtt_splits(path) if path.suffix == ".json" else None
+    corpus = open_folder(root, captions, own, problems)
+    if corpus.own_splits is None and (official := msvd_splits(corpus.usable)):
+        corpus = replace(corpus, own_splits=official, split_origin="MSVD's official 1,200/100/670")
+    return corpus
+
+
+def leave_out(corpus: Corpus, path: Path) -> Corpus:
+    """The corpus without the ids in a list such as `doctor --fix` writes; says on stderr how many they are.
+
+    Raises UserError when the list cannot be read, or leaves nothing.
+    """
+    listed = set(read_excluded(path))
+    excluded = [i for i in corpus.usable if i in listed]
+    if not listed.intersection([*corpus.clips, *corpus.captions]):
+        return corpus
+    print(f"{path}: {len(excluded)} clip(s) are left out", file=sys.stderr)
+    clips = {i: clip for i, clip in corpus.clips.items() if i not in listed}
+    captions = {i: texts for i, texts in corpus.captions.items() if i not in listed}
+    rest = replace(corpus, clips=clips, captions=captions, excluded=excluded)
+    if not rest.usable:
+        raise UserError(f"{path}: leaves no clip of {corpus.root}; take some ids out of the list")
+    return rest
+
+
+def read_excluded(path: Path) -> list[str]:
+    """The ids in an exclude.txt; none when there is no such file. Raises UserError when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); write one id per line") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("# ")]
+
+
+def find_caption_file(root: Path) -> Path:
+    """The caption file of a corpus folder: one of CAPTION_FILES, else its only .csv or .json.
+
+    Raises UserError when there is none, or more than one to choose from.
+    """
+    for name in CAPTION_FILES:
+        if (root / name).is_file():
+            return root / name
+    others = [p for p in sorted(root.iterdir()) if p.suffix in (".csv", ".json") and p.name not in NOT_CAPTIONS]
+    if len(others) > 1:
+        raise UserError(f"{root}: {', '.join(p.name for p in others)}: which holds the captions? Name it captions.txt")
+    if not others:
+        raise UserError(f"{root}: no {' or '.join(CAPTION_FILES)}; write one '<video_id> <caption>' per line")
+    return others[0]
+
+
+def read_captions(path: Path, problems: list[str] | None = None) -> Captions:
+    """Captions by video id.
+
+    By suffix: .json (MSR-VTT or COCO), .csv (MSVD's raw corpus), else lines `<video_id> <caption>`. What cannot be
+    read goes to `problems`, a line each. Raises UserError when nothing is left, and for ids that cannot name files.
+    """
+    problems = [] if problems is None else problems
+    if path.suffix == ".json":
+        return collect_captions(_json_captions(path), path, problems)
+    kind, newline = (_csv_captions, "") if path.suffix == ".csv" else (caption_lines, None)
+    try:
+        with open(path, "rb") as start:
+            encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        with open(path, encoding=encoding, errors="replace", newline=newline) as file:
+            return collect_captions(kind(path.name, file, problems), path, problems)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """English rows of MSVD's raw corpus: VideoID, Start, End, …, Language, Description."""
+    rows = csv.DictReader(file)
+    if missing := {"VideoID", "Start", "End", "Language", "Description"} - set(rows.fieldnames or ()):
+        raise UserError(f"{name}: not MSVD's raw corpus, the column(s) {', '.join(sorted(missing))} are missing")
+    for row in rows:
+        if row["Language"] == "English" and (row["Description"] or "").strip():
+            yield f"{row['VideoID']}_{row['Start']}_{row['End']}", row["Description"]
+        elif row["Language"] == "English":
+            problems.append(f"{name}:{rows.line_num}: no caption")
+
+
+def _json_captions(path: Path) -> list[tuple[str, str]]:
+    """Captions of MSR-VTT ({"sentences": [{video_id, caption}]}) or COCO ({"images": …, "annotations": …})."""
+    data = read_json(path)
+    try:
+        if "sentences" in data:
+            pairs = [(s["video_id"], s["caption"]) for s in data["sentences"]]
+        else:
+            names = {image["id"]: Path(image.get("file_name", str(image["id"]))).stem for image in data["images"]}
+            pairs = [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
+        if odd := [value for pair in pairs for value in pair if not isinstance(value, str)]:
+            raise TypeError(f"{reprlib.repr(odd[0])} is no text")
+        return pairs
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: neither MSR-VTT's videodatainfo.json nor a COCO caption file ({type(error).__name__}: {error})"
+        ) from error
+
+
+def msrvtt_splits(path: Path) -> Splits | None:
+    """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
+    splits: Splits = {s: [] for s in SPLITS}
+    try:
+        for video in read_json(path).get("videos", []):
+            if (split := {"validate": "val"}.get(video.get("split"), video.get("split"))) in splits:
+                splits[split].append(video["video_id"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its videos are not MSR-VTT's ({type(error).__name__}: {error})") from error
+    return checked_splits(splits, path) if all(splits.values()) else None
+
+
+def msvd_splits(ids: Iterable[str]) -> Splits | None:
+    """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
+    table = json.loads(files("vcutils.corpora").joinpath("msvd_split.json").read_text(encoding="utf-8"))
+    where = {table[s][i : i + 8]: s for s in SPLITS for i in range(0, len(table[s]), 8)}
+    splits: Splits = {s: [] for s in SPLITS}
+    for video_id in ids:
+        split = where.get(hashlib.sha1(video_id.encode()).hexdigest()[:8])
+        if split is None:
+            return None
+        splits[split].append(video_id)
+    return splits

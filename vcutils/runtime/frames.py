@@ -1,0 +1,42 @@
+"""Which frames of a padded batch the encoder reads, and in which order: what the ablations change."""
+
+import torch
+from torch import Tensor
+
+LONGEST = 4096  # frames for which one fixed order is drawn
+
+
+def middle_frames(mask: Tensor, count: int) -> Tensor:
+    """The mask (B, T) with only the middle frame of each of `count` equal parts of a clip, as sampling picks them."""
+    lengths = mask.sum(dim=1, keepdim=True)
+    parts = lengths.clamp(max=count)  # (B, 1)
+    part = torch.arange(count, device=mask.device)
+    middle = (2 * part + 1) * lengths // (2 * parts)  # (B, count)
+    middle = torch.where(part < parts, middle, middle[:, :1])
+    return torch.zeros_like(mask).scatter(1, middle, True)
+
+
+def reading_order(kept: Tensor, shuffled: bool, training: bool) -> Tensor:
+    """Positions (B, T) in which the encoder reads a batch: the kept frames (B, T) first, in time or shuffled.
+
+    Shuffled means another order at every call in training, and else one that depends on a clip's length alone.
+    """
+    count = kept.shape[1]
+    keys = torch.arange(count, device=kept.device).expand(kept.shape).float()
+    if shuffled and training:
+        keys = torch.rand(kept.shape, device=kept.device)
+    elif shuffled:
+        fixed = torch.rand(max(LONGEST, count), generator=torch.Generator().manual_seed(0))
+        keys = fixed[:count].to(kept.device).expand(kept.shape)
+    return keys.masked_fill(~kept, torch.inf).argsort(dim=1, stable=True)
+
+
+def reorder(frames: Tensor, order: Tensor) -> Tensor:
+    """Frames (B, T, …) in the order of positions (B, T)."""
+    index = order.view(*order.shape, *[1] * (frames.ndim - 2)).expand(-1, -1, *frames.shape[2:])
+    return frames.gather(1, index)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The order that undoes `order` (B, T)."""
+    return order.argsort(dim=1)

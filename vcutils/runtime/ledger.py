@@ -1,0 +1,145 @@
+"""The books of an extraction: what is done, what failed and why, how long the rest will take.
+
+A killed run repeats a few seconds of work; a clip that failed is tried again when its file or the settings changed.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vcutils.config import ExtractConfig
+from vcutils.runtime.capture import VideoError
+from vcutils.runtime.files import duration, holding, note, replacing
+from vcutils.runtime.store import MANIFEST, read_manifest, write_manifest
+from vcutils.video import Frames
+
+SAVE_SECONDS = 5.0  # between writes of the manifest: what a killed run repeats at most
+NOTE_SECONDS = 60.0  # between lines of log.txt
+
+
+@dataclass
+class Report:
+    """What an extraction did."""
+
+    folder: Path
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # done by an earlier run
+    failed: dict[str, str] = field(default_factory=dict)  # id -> reason
+    frames: int = 0
+    seconds: float = 0.0
+
+
+class Ledger:
+    """Files and manifest rows of the clips of one shard (i, n), counted from 1; `todo` are the clips to extract.
+
+    A context manager: it holds the folder, and writes the manifest at the end, whatever happened.
+    """
+
+    def __init__(
+        self, root: Path, clips: Mapping[str, Path], artifacts: Path, config: ExtractConfig, shard: tuple[int, int]
+    ) -> None:
+        self.root, self.artifacts, self.config, self.all_ids = root, artifacts, config, set(clips)
+        index, self.count = shard
+        self.shard = "" if self.count == 1 else f".shard-{index}-of-{self.count}"
+        self.clips = {i: clips[i] for i in sorted(clips)[index - 1 :: self.count]}
+        self.report = Report(artifacts / "features" / config.backbone)
+        self.manifest = self.report.folder / f"manifest{self.shard}.jsonl"
+        self.started = self.saved = self.noted = monotonic()
+
+    def __enter__(self) -> "Ledger":
+        self._hold = ExitStack()
+        self._hold.enter_context(holding(self.report.folder, f"extraction{self.shard}"))
+        known = read_manifest(self.report.folder)
+        self.rows = {i: known[i] for i in self.clips if self._is_settled(i, known.get(i, {}))}
+        self.todo = {i: path for i, path in self.clips.items() if i not in self.rows}
+        if self.todo:
+            self._note(f"{len(self.todo)} clips to do, {len(self.report.skipped)} done before")
+        return self
+
+    def _is_settled(self, video_id: str, row: Mapping[str, Any]) -> bool:
+        """Whether a clip was extracted, or failed, as it would be now."""
+        if any(row.get(key) != value for key, value in self._stamp(video_id).items()):
+            return False
+        if "error" in row and row.get("patience", self.config.patience) >= self.config.patience:
+            self.report.failed[video_id] = row["error"]
+            return True
+        if "error" not in row and (self.report.folder / f"{video_id}.npy").is_file():
+            self.report.skipped.append(video_id)
+            return True
+        return False
+
+    def _stamp(self, video_id: str) -> dict[str, int]:
+        """What tells a changed file, or changed settings, from unchanged ones."""
+        try:
+            status = self.clips[video_id].stat()
+            size, time = status.st_size, int(status.st_mtime)
+        except OSError:  # a link to nothing, a file that has just gone: a row with its reason
+            size, time = 0, 0
+        return {"bytes": size, "mtime": time, "num_frames": self.config.num_frames}
+
+    def add(self, video_id: str, frames: Frames | VideoError, features: Tensor, made_by: Mapping[str, str]) -> None:
+        """Store the features (T, D) of one clip, or note why there are none; `made_by` goes into its row as it is."""
+        row: dict[str, Any] = {"id": video_id, "source": self.clips[video_id].relative_to(self.root).as_posix()}
+        row |= {**self._stamp(video_id), **made_by}
+        self.rows[video_id] = row | self._store(video_id, frames, features)
+        if "error" in self.rows[video_id]:
+            self.report.failed[video_id] = self.rows[video_id]["error"]
+        else:
+            self.report.written.append(video_id)
+            self.report.frames += len(features)
+        now = monotonic()
+        if now - self.saved > SAVE_SECONDS:
+            write_manifest(self.manifest, self.rows)
+            self.saved = now
+        if now - self.noted > NOTE_SECONDS:
+            self.noted, spent = now, now - self.started
+            done = len(self.report.written) + sum(i in self.todo for i in self.report.failed)
+            left = duration(spent / done * (len(self.todo) - done))
+            self._note(f"{done} of {len(self.todo)} clips, {self.report.frames / spent:.0f} frames/s, {left} left")
+
+    def _store(self, video_id: str, frames: Frames | VideoError, features: Tensor) -> dict[str, Any]:
+        """Write <id>.npy; its part of the manifest's row."""
+        path, error = self.report.folder / f"{video_id}.npy", ""
+        if isinstance(frames, VideoError):
+            error = str(frames)
+        elif not (finite := features.isfinite().all(dim=1)).all():
+            seconds = frames.timestamps[int(finite.int().argmin())]
+            error = f"{self.clips[video_id]}: NaN or infinite features for the frame at {seconds:.2f} s"
+        if error:
+            path.unlink(missing_ok=True)  # of an earlier, readable state of the clip
+            return {"error": error, "patience": self.config.patience}
+        assert isinstance(frames, Frames)
+        array = features.numpy().astype(np.float16)
+        if not np.isfinite(array).all():  # beyond what float16 can hold
+            array = features.numpy()
+        with replacing(path) as temporary:
+            np.save(temporary, array)
+        return {
+            "T": len(array),
+            "D": array.shape[1],
+            "fps": round(frames.fps, 4),
+            "duration": round(frames.duration, 4),
+            "indices": frames.indices,
+            "timestamps": [round(t, 4) for t in frames.timestamps],
+        }
+
+    def __exit__(self, *_: object) -> None:
+        with self._hold:
+            self.report.seconds = monotonic() - self.started
+            if self.todo:
+                write_manifest(self.manifest, self.rows)
+                counts = f"{len(self.report.written)} clips written, {len(self.report.failed)} failed"
+                self._note(f"{counts}, in {duration(self.report.seconds)}")
+            if self.count > 1 and self.all_ids <= set(merged := read_manifest(self.report.folder)):
+                write_manifest(self.report.folder / MANIFEST, merged)
+                for part in self.report.folder.glob("manifest.shard-*.jsonl"):  # merged now
+                    part.unlink(missing_ok=True)
+
+    def _note(self, text: str) -> None:
+        note(self.artifacts, f"extract {self.config.backbone}{self.shard}: {text}")

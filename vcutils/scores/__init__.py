@@ -1,0 +1,1 @@
+"""How good are captions: the COCO protocol, baselines, a trained run and its report, ablations."""

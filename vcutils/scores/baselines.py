@@ -1,0 +1,64 @@
+"""The lines that a score must be read against: a floor, retrieval, a human line."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vcutils.dataset import CaptionData
+from vcutils.scores import coco
+from vcutils.vocab import tokenize
+
+# BLEU-4, METEOR, ROUGE-L, CIDEr × 100 on MSVD's official test split as published: to see where one stands, not a
+# contest, since features and tokenization differ from row to row.
+PUBLISHED_MSVD = {
+    "GIT-L (Wang et al. 2022)": (75.8, 48.7, 85.5, 162.9),
+    "SwinBERT (Lin et al. 2022)": (58.2, 41.3, 77.5, 120.6),
+    "RecNet local, Inception-v4 (Wang et al. 2018)": (52.3, 34.1, 69.8, 80.3),
+    "temporal attention, ResNet-152 (X-modaler)": (51.0, 33.5, 70.0, 77.2),
+    "SA-LSTM, ResNet-152 (hobincar, GitHub)": (50.8, 33.3, 69.8, 79.5),
+    "MP-LSTM, no attention, ResNet-152 (X-modaler)": (48.1, 32.4, 68.1, 73.1),
+    "one human caption against the others (670 clips, pycocoevalcap)": (57.1, 42.3, 76.2, 121.0),
+}
+
+
+def constant_caption(data: CaptionData, candidates: int = 100) -> str:
+    """The one caption that, said of every training clip, has the highest BLEU-4 there: the floor.
+
+    The candidates are the most frequent captions of the training split; nothing of the other splits is read.
+    """
+    train = data.splits["train"]
+    counts = Counter(" ".join(tokenize(c)) for i in train for c in data.captions[i])
+    sample = list(train)[:: max(1, len(train) // 200)]
+    scorer = coco.References({i: list(data.captions[i]) for i in sample})
+    frequent = [caption for caption, _ in counts.most_common(candidates)]
+    return max(frequent, key=lambda c: scorer.score({i: c for i in sample}, ("Bleu",))["Bleu_4"] or 0.0)
+
+
+def nearest_captions(data: CaptionData, ids: Sequence[str]) -> dict[str, str]:
+    """For each clip a caption of the training clip whose mean feature is most similar (cosine)."""
+
+    def means(names: Sequence[str]) -> np.ndarray:
+        rows = np.stack([data.store[i].astype(np.float32).mean(axis=0) for i in names])
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+    train = list(data.splits["train"])
+    nearest = (means(ids) @ means(train).T).argmax(axis=1)
+    return {i: typical_caption(data.captions[train[j]]) for i, j in zip(ids, nearest, strict=True)}
+
+
+def typical_caption(captions: Sequence[str]) -> str:
+    """The caption that shares the most words with the clip's other captions (Jaccard, first of equals)."""
+    bags = [set(tokenize(c)) for c in captions]
+    overlap = [sum(len(a & b) / max(1, len(a | b)) for b in bags) for a in bags]
+    return captions[int(np.argmax(overlap))]
+
+
+def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> dict[str, float | None] | None:
+    """Scores of one reference per clip, drawn by `seed`, against the clip's others; None when clips have only one."""
+    several = {i: list(refs) for i, refs in references.items() if len(refs) > 1}
+    if not several:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = {i: refs.pop(int(generator.integers(len(refs)))) for i, refs in several.items()}
+    return coco.score(drawn, several)

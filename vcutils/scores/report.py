@@ -1,0 +1,147 @@
+"""Predictions, scores with their protocol, and the lines they must be read against.
+
+A score means nothing alone: beside the model's row always stand a floor (the best constant caption), retrieval (the
+caption of the most similar training clip), a control (the model on other clips' features) and a human line (one
+reference against the others).
+"""
+
+import json
+import platform
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vcutils.config import DecodeConfig, UserError
+from vcutils.dataset import derange
+from vcutils.decode import Hypothesis, captions_of
+from vcutils.runtime.files import holding, note, write_text
+from vcutils.runtime.store import backbone_of
+from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
+from vcutils.scores.coco import References
+from vcutils.scores.runs import Run, sister_runs
+
+VERSIONED = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
+
+
+def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
+    """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
+
+    Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names. "seeds"
+    holds mean and standard deviation over this run and its sisters, where there are some. Raises UserError for an
+    unknown split, or one that another process evaluates.
+    """
+    if split not in run.data.splits:
+        raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
+    with holding(run.folder, f"evaluate-{split}"):
+        predictions, result = _measure(run, split, decode or run.decode)
+        write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
+        write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in result["scores"].items() if value is not None)
+        note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(predictions)} clips: {scores}")
+    return result
+
+
+def _measure(run: Run, split: str, decode: DecodeConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What predictions_<split>.json and metrics_<split>.json hold."""
+    data, ids = run.data, list(run.data.splits[split])
+    references = {i: list(data.captions[i]) for i in ids}
+    hypotheses = run.predict(ids, decode)
+    shuffled = run.predict(ids, decode, sources=derange(ids, seed=0))
+    scorer = References(references)
+    floor = constant_caption(data)
+    baselines: dict[str, Any] = {
+        "constant caption": scorer.score({i: floor for i in ids}),
+        "nearest training clip": scorer.score(nearest_captions(data, ids)),
+        "other clips' features": scorer.score(captions_of(shuffled)),
+    }
+    if (human := human_line(references)) is not None:
+        baselines["one reference against the others"] = human
+    sisters = sister_runs(run)
+    scores = scorer.score(captions_of(hypotheses))
+    result = {
+        "scores": scores,
+        "protocol": protocol([run, *sisters], split, decode),
+        "baselines": baselines,
+        "seeds": over_seeds([scores, *(scorer.score(captions_of(sister.predict(ids, decode))) for sister in sisters)]),
+    }
+    predictions = {
+        i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
+    }
+    return predictions, result
+
+
+def over_seeds(scores: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]] | None:
+    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation); None for a single run."""
+    if len(scores) < 2:
+        return None
+    values = {n: [float(s[n] or 0.0) for s in scores] for n, v in scores[0].items() if v is not None}
+    return {
+        "mean": {n: float(np.mean(v)) for n, v in values.items()},
+        "sd": {n: float(np.std(v, ddof=1)) for n, v in values.items()},
+    }
+
+
+def min_mean_max(counts: Sequence[int]) -> dict[str, float]:
+    """The least, the mean and the most of some counts."""
+    return {"min": min(counts), "mean": round(float(np.mean(counts)), 1), "max": max(counts)}
+
+
+def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str, Any]:
+    """What a reader must know to compare the scores with others'; `runs` differ in their seed alone."""
+    run = runs[0]
+    ids = run.data.splits[split]
+    return {
+        "corpus": run.data.root.name,
+        "split": split,
+        "clips": len(ids),
+        "references per clip": min_mean_max([len(run.data.captions[i]) for i in ids]),
+        "tokenizer": "PTB as in the COCO caption evaluation, lower-cased, punctuation removed",
+        "beam": decode.beam_size,
+        "length penalty": decode.length_penalty,
+        "max words": decode.max_length,
+        "checkpoint": "best CIDEr of generated captions on the validation split",
+        "features": backbone_of(run.config["features"]),
+        "frames per clip": min_mean_max([len(run.data.store[i]) for i in ids]),
+        "seeds": [r.config["train"]["seed"] for r in runs],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+    }
+
+
+def score_table(result: Mapping[str, Any], model_name: str = "this model") -> str:
+    """Scores × 100 and baselines as aligned text, the model's row first."""
+    names = [n for n, v in result["scores"].items() if v is not None]
+    rows = {model_name: result["scores"]}
+    if result.get("seeds"):
+        rows[f"mean of {len(result['protocol']['seeds'])} seeds"] = result["seeds"]["mean"]
+        rows["± standard deviation"] = result["seeds"]["sd"]
+    rows |= result["baselines"]
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{n:>9}" for n in names)]
+    lines += [f"{row:<{width}}" + "".join(_cell(scores.get(n)) for n in names) for row, scores in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'–' if value is None else format(100 * value, '.1f'):>9}"
+
+
+def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence[str], frames: int = 4) -> Figure:
+    """Predicted and reference captions beside frames of each clip."""
+    figure = Figure(figsize=(11, 1.75 * len(ids)), layout="constrained")
+    grid = figure.subplots(len(ids), frames + 1, squeeze=False, width_ratios=[1] * frames + [2.4])
+    for row, video_id in zip(grid, ids, strict=True):
+        pictures = run.thumbnails(video_id) or []
+        for axes, place in zip(row, np.linspace(0, max(0, len(pictures) - 1), frames).astype(int), strict=False):
+            axes.set_axis_off()
+            if pictures:
+                axes.imshow(pictures[place])
+        row[-1].set_axis_off()
+        references = [textwrap.fill(r, 58) for r in run.data.captions[video_id][:2]]
+        caption = textwrap.fill(predictions[video_id].caption, 58)
+        text = "\n".join([f"model: {caption}", *(f"reference: {r}" for r in references)])
+        row[-1].text(0, 0.5, text, va="center", fontsize=9, parse_math=False)
+    return figure

@@ -1,0 +1,149 @@
+"""A trained run, opened with everything needed to use it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vcutils.config import DecodeConfig, ExtractConfig, ModelConfig, UserError
+from vcutils.corpus import Corpus
+from vcutils.dataset import CaptionData, load_data
+from vcutils.decode import Hypothesis, generate, predict
+from vcutils.features import clip_features
+from vcutils.model import CaptionModel
+from vcutils.runtime import checkpoints
+from vcutils.runtime.backbones import Backbone, load_backbone
+from vcutils.runtime.checkpoints import check_features, run_config
+from vcutils.runtime.machine import pick_device
+from vcutils.runtime.settings import from_dict
+from vcutils.runtime.store import backbone_of, in_words
+from vcutils.video import frames_at
+from vcutils.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run with everything needed to use it."""
+
+    folder: Path
+    config: dict[str, Any]  # config.json
+    model: CaptionModel
+    vocabulary: Vocabulary
+    data: CaptionData
+    clips: Mapping[str, Path]  # the corpus' video files by id
+
+    @property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Rows of the feature store's manifest by id; empty for features that the corpus brought."""
+        return self.data.store.manifest
+
+    @property
+    def extract(self) -> ExtractConfig:
+        """How the features were made: as their manifest tells, else as the run's settings say."""
+        settings = from_dict(ExtractConfig, self.config["extract"])
+        known = self.data.store.extracted or {}
+        frames = known.get("num_frames", settings.num_frames)
+        return replace(settings, backbone=backbone_of(self.data.store.folder), num_frames=frames)
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """How this run generates captions unless told otherwise."""
+        return from_dict(DecodeConfig, self.config["decode"])
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone that the features came from. Raises UserError when it cannot be had with the same weights."""
+        backbone = load_backbone(self.extract.backbone, next(self.model.parameters()).device)
+        known = self.data.store.extracted or {}
+        here = {"backbone": backbone.name, "weights": backbone.weights, "num_frames": self.extract.num_frames}
+        if known and known != here:
+            raise UserError(
+                f"{self.folder}: trained on {in_words(known)}, at hand is {in_words(here)}; extract and train again"
+            )
+        return backbone
+
+    def predict(
+        self, ids: Sequence[str], decode: DecodeConfig | None = None, sources: Sequence[str] | None = None
+    ) -> dict[str, Hypothesis]:
+        """The best hypothesis per clip; see `decode.predict`."""
+        return predict(self.model, self.vocabulary, self.data.store, ids, decode or self.decode, sources)
+
+    def timestamps(self, video_id: str) -> list[float]:
+        """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
+        known = self.manifest.get(video_id, {}).get("timestamps")
+        return known or [float(t) for t in range(len(self.data.store[video_id]))]
+
+    def thumbnails(self, video_id: str, height: int = 90) -> list[np.ndarray] | None:
+        """The sampled frames of a clip, RGB and scaled to `height` pixels; None when only features are at hand."""
+        row, clip = self.manifest.get(video_id, {}), self.clips.get(video_id)
+        if clip is None or "indices" not in row:
+            return None
+        return frames_at(clip, row["indices"], height)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[CaptionModel, Vocabulary, dict[str, Any]]:
+    """(model, vocabulary, config.json as a dict) of a best/ or last/ folder. Raises UserError."""
+
+    def build(about: Mapping[str, Any]) -> CaptionModel:
+        return CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+
+    model, vocabulary, about = checkpoints.load_model(folder, build, Vocabulary.load)
+    return model.to(device), vocabulary, about
+
+
+def load_run(folder: Path, corpus: Corpus, checkpoint: str = "best", device: torch.device | None = None) -> Run:
+    """Open data/<corpus>/runs/<name>, trained on this corpus (`corpora.open_run` finds it).
+
+    Raises UserError that names what is missing.
+    """
+    folder = Path(folder).resolve()
+    config = run_config(folder)
+    model, vocabulary, about = load_model(folder / checkpoint, device or pick_device())
+    features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
+    data = load_data(corpus, folder.parent.parent, features)
+    check_features(about, data.store, folder / checkpoint)
+    return Run(folder, config, model, vocabulary, data, corpus.clips)
+
+
+def sister_runs(run: Run) -> list[Run]:
+    """Finished runs beside this one with the same settings but for the seed, by seed: see `train --seeds`."""
+
+    def settings(config: dict[str, Any]) -> str:
+        train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
+        return json.dumps([train, config["model"], config["features"]], sort_keys=True)
+
+    sisters: dict[int, Run] = {}
+    for path in sorted(run.folder.parent.glob("*/config.json")):
+        config = run_config(path.parent)
+        seed = config["train"]["seed"]
+        known = seed in sisters or seed == run.config["train"]["seed"]
+        if not known and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
+            model, vocabulary, about = load_model(path.parent / "best", next(run.model.parameters()).device)
+            here = run.data.store.extracted
+            if about.get("extracted", here) == here:  # else trained before the features were extracted anew
+                sisters[seed] = Run(path.parent, config, model, vocabulary, run.data, run.clips)
+    return [sisters[seed] for seed in sorted(sisters)]
+
+
+def caption_files(
+    run: Run, clips: Sequence[Path], decode: DecodeConfig
+) -> Iterator[tuple[Path, tuple[Hypothesis, list[float]] | UserError]]:
+    """The best hypothesis and the frames' times (s) for any video file, or why a file cannot be captioned.
+
+    Raises UserError when the run's features did not come from a backbone that can be loaded.
+    """
+    backbone = run.backbone
+    for clip in clips:
+        try:
+            features, frames = clip_features(backbone, clip, run.extract)
+        except UserError as error:
+            yield clip, error
+            continue
+        mask = torch.ones(1, len(features), dtype=torch.bool)
+        beams = generate(run.model, run.vocabulary, features[None], mask, decode)
+        yield clip, (beams[0][0], frames.timestamps)
