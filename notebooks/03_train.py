@@ -141,7 +141,7 @@ if not history:
 for row in history[-1:]:
     seconds = sum(row["seconds"] for row in history)
     print(f"{len(history)} epochs in {seconds:.0f} s of training, {row['words_per_second']:,} words/s at the end")
-if best := trainer.best_row():
+if best := trainer.record.best_row:
     print(f"train loss {row['train_loss']:.2f}; best epoch {best['epoch']}: validation CIDEr {100 * best['val_CIDEr']:.1f}")
 
 # %% [markdown]
@@ -152,7 +152,7 @@ if best := trainer.best_row():
 blind = dataclasses.replace(config, train=dataclasses.replace(config.train, shuffle_features=True))
 control = Trainer(run.with_name("control"), blind, data, resume="auto")
 control_history = control.fit()
-if best_control := control.best_row():
+if best_control := control.record.best_row:
     print(f"control: train loss {control_history[-1]['train_loss']:.2f}, best CIDEr {100 * best_control['val_CIDEr']:.1f}")
 
 # %%
@@ -181,7 +181,7 @@ recipe = dataclasses.replace(config, train=dataclasses.replace(ORIGINAL_TRAINING
 original = Trainer(run.with_name("original"), recipe, data, resume="auto")
 original.fit()
 for name, trained in (("this recipe", trainer), ("the original's", original)):
-    row, steps = trained.best_row(), trained.progress.step
+    row, steps = trained.record.best_row, trained.progress.step
     scores = f"loss {row['val_loss']:.2f}, validation CIDEr {100 * row['val_CIDEr']:5.1f}" if row else "no epoch is done"
     print(f"{name:>15}: {steps:>4} steps, {scores}")
 

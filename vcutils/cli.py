@@ -17,12 +17,8 @@ import tyro
 
 from vcutils.config import Config, ModelConfig, TrainConfig, UserError
 
-CorpusArg = Annotated[
-    Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")
-]
-RunArg = Annotated[
-    Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")
-]
+CorpusArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")]
+RunArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
 DataArg = Annotated[
     Path | None,
     tyro.conf.arg(name="data", metavar="DIR", help="where artifacts go instead of data/"),
@@ -47,17 +43,15 @@ def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> 
     return 0
 
 
-def doctor(
-    corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False
-) -> int:
+def doctor(corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False) -> int:
     """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent.
 
     Args:
         fix: list the unreadable clips in data/<corpus>/exclude.txt, so that every later stage leaves them out.
 
     """
-    from vcutils.corpora.doctor import examine
     from vcutils.corpora import load_corpus
+    from vcutils.corpora.doctor import examine
 
     config = _config(corpus, data)
     report = examine(load_corpus(config), config, fix)
@@ -88,23 +82,13 @@ def extract(
     from vcutils.runtime.cluster import extract_with_ray
 
     config = _config(corpus, data, backbone)
-    settings = (
-        config.extract
-        if num_frames is None
-        else dataclasses.replace(config.extract, num_frames=num_frames)
-    )
+    settings = config.extract if num_frames is None else dataclasses.replace(config.extract, num_frames=num_frames)
     opened = load_corpus(config)
     if (ready := feature_folder(opened, config.artifacts, settings)) in opened.features.values():
-        others = (
-            "" if not opened.clips else "; name another --backbone to extract others from its clips"
-        )
-        raise UserError(
-            f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}"
-        )
+        others = "" if not opened.clips else "; name another --backbone to extract others from its clips"
+        raise UserError(f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}")
     if not opened.clips:
-        raise UserError(
-            f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}"
-        )
+        raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
     index, count = _shard(shard)
     if engine == "ray":
         task = functools.partial(extract_corpus, opened, config.artifacts, settings, progress=False)
@@ -123,9 +107,7 @@ def extract(
 
 
 def pack(
-    features: Annotated[
-        Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")
-    ],
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")],
     as_json: JsonArg = False,
 ) -> int:
     """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
@@ -140,9 +122,7 @@ def pack(
     return 0
 
 
-def vocab(
-    corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False
-) -> int:
+def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
     """Fix the split and count the vocabulary on its training part.
 
     Args:
@@ -151,9 +131,7 @@ def vocab(
     """
     config = _config(corpus, data)
     if min_count is not None:
-        config = dataclasses.replace(
-            config, vocab=dataclasses.replace(config.vocab, min_count=min_count)
-        )
+        config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
     _report(_make_vocab(config), as_json)
     return 0
 
@@ -189,9 +167,7 @@ def train(
         settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
         trainer = Trainer(folder, settings, loaded, References, resume=resume)
         trainer.fit()
-        reports.append(
-            {"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.best_row()}
-        )
+        reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
         _report(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
     return 0
@@ -219,9 +195,7 @@ def ablate(
     loaded = _training_data(config)
     if split not in loaded.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
-    result = run_ablations(
-        config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split
-    )
+    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split)
     if as_json:
         _report(result, as_json=True)
     else:
@@ -230,9 +204,7 @@ def ablate(
     return 0
 
 
-def evaluate(
-    run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False
-) -> int:
+def evaluate(run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False) -> int:
     """Caption a split and score it, beside a floor and a human line.
 
     Args:
@@ -318,12 +290,8 @@ def caption(
         hypothesis, timestamps = result
         report[str(clip)] = attention_dict(hypothesis, timestamps)
         if not as_json:
-            print(
-                f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})"
-            )
-            for view, log_prob in zip(
-                word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True
-            ):
+            print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")
+            for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
                 line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
                 print(f"{line} ({view.weight:.0%} of the attention)")
     if as_json:
@@ -362,10 +330,7 @@ def explore(
             _report({"split": split, "checks": rows}, as_json=True)
         else:
             _report(
-                {
-                    r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}"
-                    for r in rows
-                },
+                {r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}" for r in rows},
                 as_json=False,
             )
         return 0
@@ -449,18 +414,14 @@ def _make_vocab(config: Config) -> dict[str, Any]:
     splits, origin = make_splits(corpus)
     vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
     with holding(config.artifacts, "vocab"):
-        (config.artifacts / "vocab.json").unlink(
-            missing_ok=True
-        )  # beside a new split it would be of another one
+        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
         save_splits(splits, config.artifacts / "splits.json")
         vocabulary.save(config.artifacts / "vocab.json")
     return {
         "artifacts": str(config.artifacts),
         "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
         "words": len(vocabulary),
-        "out of vocabulary": {
-            s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()
-        },
+        "out of vocabulary": {s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()},
         "problems": corpus.problems,
     }
 
@@ -489,9 +450,7 @@ def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None
         if isinstance(value, Mapping) and len(shown) > 100:
             value = [f"{k}: {_text(v)}" for k, v in value.items()]
         if isinstance(value, list):
-            lines = [_text(v) for v in value[:10]] + (
-                [f"… and {len(value) - 10} more"] if len(value) > 10 else []
-            )
+            lines = [_text(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
             shown = ("\n" + " " * (width + 2)).join(lines) or "none"
         print(f"{key:<{width}}  {shown}", file=file)
 

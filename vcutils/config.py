@@ -9,7 +9,6 @@ A field that is None is chosen by the corpus' size (`suited`). `Config.from_env(
 """
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,19 +125,15 @@ class Config(Checked):
 
     @classmethod
     def from_env(cls) -> "Config":
-        """Settings of the profile that VCUTILS_PROFILE names (default sample), with the others'.
-
-        Raises UserError for an unknown profile, corpus folder or setting.
-        """
+        """Settings as the environment variables say. Raises UserError for what they do not know."""
         config = cls.from_profile(os.environ.get("VCUTILS_PROFILE") or "sample")
-        if data := os.environ.get("VCUTILS_DATA"):
-            config = dataclasses.replace(config, data=(PROJECT_ROOT / data).resolve())
-        if corpus := os.environ.get("VCUTILS_CORPUS"):
-            path = (PROJECT_ROOT / Path(corpus).expanduser()).resolve()
-            if not path.is_dir():
-                hint = f"relative paths count from {PROJECT_ROOT}"
-                raise UserError(f"VCUTILS_CORPUS: no folder {path}; {hint}")
-            config = dataclasses.replace(config, corpus=path)
+        for name in ("data", "corpus"):
+            if path := os.environ.get(f"VCUTILS_{name.upper()}"):
+                folder = (PROJECT_ROOT / Path(path).expanduser()).resolve()
+                if name == "corpus" and not folder.is_dir():
+                    hint = f"relative paths count from {PROJECT_ROOT}"
+                    raise UserError(f"VCUTILS_CORPUS: no folder {folder}; {hint}")
+                config = dataclasses.replace(config, **{name: folder})
         return settings.changed(config, os.environ.get("VCUTILS_SET") or "", PRESETS)
 
     @classmethod
@@ -160,13 +155,8 @@ PRESETS = {"train": {"original": ORIGINAL_TRAINING}}
 
 PROFILES = {
     "tiny": Config(  # for tests: each notebook in under half a minute
-        profile="tiny",
-        clips=12,
-        extract=ExtractConfig(num_frames=6),
-        vocab=VocabConfig(min_count=1),
-        model=ModelConfig(
-            embed_dim=48, encoder_dim=32, decoder_dim=64, attention_dim=48, dropout=0.1
-        ),
+        profile="tiny", clips=12, extract=ExtractConfig(num_frames=6), vocab=VocabConfig(1),
+        model=ModelConfig(48, 32, 64, 48, dropout=0.1),
         train=TrainConfig(
             epochs=24, batch_size=2, lr=4e-3, warmup_epochs=1.0, label_smoothing=0.0,
             frame_dropout=0.0, val_beam_size=1,
@@ -174,15 +164,9 @@ PROFILES = {
     ),
     "sample": Config(),  # two CPU cores, no network
     "msvd": Config(  # a GPU, one download of ResNet-152's weights
-        profile="msvd",
-        extract=ExtractConfig(backbone="resnet152", num_frames=40, batch_size=64),
-        vocab=VocabConfig(min_count=4),
-        model=ModelConfig(
-            embed_dim=512, encoder_dim=512, decoder_dim=512, attention_dim=512, dropout=0.4
-        ),
-        train=TrainConfig(
-            epochs=30, batch_size=32, lr=1e-3, find_batch_size=True, captions_per_clip=10
-        ),
+        profile="msvd", extract=ExtractConfig("resnet152", num_frames=40, batch_size=64),
+        vocab=VocabConfig(min_count=4), model=ModelConfig(512, 512, 512, 512, dropout=0.4),
+        train=TrainConfig(30, batch_size=32, lr=1e-3, find_batch_size=True, captions_per_clip=10),
     ),
 }  # fmt: skip
 
@@ -202,15 +186,8 @@ def suited(config: Config, clips: int, captions: int) -> Config:
         "lr": 7e-4 if small else 2e-3,
         "val_beam_size": 5 if small else 1,
     }
-    open_ = {name: v for name, v in by_size.items() if getattr(config.train, name) is None}
-    train = dataclasses.replace(config.train, **open_)
-    dropout = config.model.dropout
-    if dropout is None:
-        dropout = 0.5 if small else 0.3
-    model = dataclasses.replace(config.model, dropout=dropout)
+    by_size = {n: value for n, value in by_size.items() if getattr(config.train, n) is None}
+    train, model = dataclasses.replace(config.train, **by_size), config.model
+    if model.dropout is None:
+        model = dataclasses.replace(model, dropout=0.5 if small else 0.3)
     return dataclasses.replace(config, train=train, model=model)
-
-
-def to_json(config: Any) -> str:
-    """A (nested) settings dataclass as JSON text, paths as strings."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str)

@@ -19,7 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from vcutils.config import UserError
-from vcutils.runtime.checks import check_ids, checked_splits, collect_captions, is_file_name
+from vcutils.runtime.checks import (
+    check_ids,
+    checked_splits,
+    collect_captions,
+    existing_folder,
+    is_file_name,
+)
 from vcutils.runtime.files import read_json, write_text
 
 VIDEO_DIRS = ("videos", "YouTubeClips")
@@ -66,7 +72,7 @@ def open_corpus(
 
     Raises UserError when the folder, its captions, or both clips and features are missing.
     """
-    root, problems = _folder(root), list(problems)
+    root, problems = existing_folder(root), list(problems)
     if captions is None:
         captions = read_captions(root / "captions.txt", problems)
     clips = find_clips(root, problems)
@@ -88,16 +94,6 @@ def open_corpus(
         lost = sorted(usable.difference(*own_splits.values()))
         problems += [f"{i}: in none of the corpus' own splits, so it is not used" for i in lost]
     return corpus
-
-
-def _folder(root: Path) -> Path:
-    try:
-        path = Path(root).expanduser().resolve(strict=True)
-        if path.is_dir():
-            return path
-    except (OSError, RuntimeError, ValueError):  # no such user's home, a NUL in the path
-        pass
-    raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
 
 
 def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
@@ -181,8 +177,7 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
 
 def random_splits(ids: Iterable[str], seed: int = 42) -> Splits:
     """70/15/15 of the sorted ids, shuffled; at least one clip each in val and test of three."""
-    ordered = sorted(ids)
-    order = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
+    order = np.random.default_rng(seed).permutation(sorted(ids)).tolist()
     val = max(1, int(0.15 * len(order)))
     train = max(0, min(int(0.7 * len(order)), len(order) - val - 1))
     parts = (order[:train], order[train : train + val], order[train + val :])

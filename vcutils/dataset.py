@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.features import feature_folder
+from vcutils.runtime.sampler import ClipSampler
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
@@ -159,26 +160,8 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return features, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-class ClipSampler:
-    """Lists of positions, a batch each; shuffled in an order that depends on (seed, epoch)."""
-
-    drop_last = False  # accelerate asks for it when it shares batches out to processes
-
-    def __init__(self, dataset: CaptionDataset, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng((self.dataset.seed, self.dataset.epoch))
-        order = generator.permutation(len(self.dataset)).tolist()
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
-
-
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Shuffled batches of clips, to train on."""
+    """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
     sampler = ClipSampler(dataset, batch_size)
     pin = torch.cuda.is_available()
     return DataLoader(

@@ -1,8 +1,8 @@
-"""Generating captions: beam search over B clips at once, of which greedy search is the beam of one.
+"""Generating captions: greedy search and beam search.
 
-Every step is one pass through the decoder for all clips and all beams; clips that are done leave
-the batch. Each hypothesis carries the attention row of every word: the weights over frames that the
-word was said with.
+`beam_search` is the plain form, one clip and one hypothesis after the other. `generate` runs the
+same search for all clips and beams at once (`runtime.beams`); tests hold both equal. A hypothesis
+carries the attention row of every word: the weights over frames that the word was said with.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from vcutils.config import DecodeConfig
 from vcutils.dataset import clip_batches
-from vcutils.model import CaptionModel, Memory
+from vcutils.model import CaptionModel
+from vcutils.runtime.beams import search
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START, UNK, Vocabulary
 
-NEVER = (PAD, START, UNK)  # no reader is helped by them
+NEVER = [PAD, START, UNK]  # no reader is helped by them
 
 
 @dataclass
@@ -38,6 +39,60 @@ class Hypothesis:
         return " ".join(self.words)
 
 
+@torch.no_grad()
+def greedy_search(model: CaptionModel, features: Tensor, max_length: int) -> list[int]:
+    """The word ids of a clip (T, D), the likeliest word each time, until <end>."""
+    memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
+    words: list[int] = []
+    state, word = model.decoder.start(memory, 1), START
+    while len(words) < max_length:
+        log_probs, state = _next_word(model, memory, state, word, is_first=not words)
+        word = int(log_probs.argmax())
+        if word == END:
+            break
+        words.append(word)
+    return words
+
+
+@torch.no_grad()
+def beam_search(
+    model: CaptionModel, features: Tensor, beam_size: int, max_length: int, penalty: float = 1.0
+) -> list[int]:
+    """The word ids of a clip (T, D): the best of the hypotheses that were kept alive.
+
+    After each word only the `beam_size` likeliest beginnings go on. Ended captions are ranked by
+    log-probability / length ** penalty, since every further word makes a caption less likely.
+    """
+    memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
+    alive: list[tuple] = [(0.0, [START], model.decoder.start(memory, 1))]
+    ended: list[tuple] = []  # (score, words)
+    for length in range(1, max_length + 1):
+        candidates = []
+        for total, words, state in alive:
+            log_probs, state = _next_word(model, memory, state, words[-1], is_first=length == 1)
+            best = log_probs.topk(beam_size + 1)  # one of them may be <end>
+            for log_prob, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                candidates.append((total + log_prob, [*words, word], state))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        for total, words, _ in candidates[:beam_size]:  # an end must be among the best
+            if words[-1] == END:
+                ended.append((total / length**penalty, words[1:-1]))
+        alive = [candidate for candidate in candidates if candidate[1][-1] != END][:beam_size]
+        ended.sort(key=lambda hypothesis: -hypothesis[0])
+        if len(ended) >= beam_size and ended[beam_size - 1][0] >= alive[0][0] / length**penalty:
+            break  # no caption that is still being written is better than those that ended
+    return ended[0][1] if ended else alive[0][1][1:]
+
+
+def _next_word(model: CaptionModel, memory, state, word: int, is_first: bool):
+    """Log-probabilities (V,) of the word behind `word`, and the decoder's new state."""
+    read = model.decoder.read(torch.tensor([[word]]))
+    state, context, _ = model.decoder.step(read, state, memory)
+    log_probs = model.decoder.logits(state[0], context)[0, 0].log_softmax(dim=-1)
+    log_probs[[*NEVER, END] if is_first else NEVER] = float("-inf")  # a caption has a word
+    return log_probs, state
+
+
 @torch.inference_mode()
 def generate(
     model: CaptionModel,
@@ -53,11 +108,20 @@ def generate(
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     memory = model.encode(features.to(device), frame_mask.to(device))
-    search = _Search(model, vocabulary, memory, frame_mask.sum(dim=1).tolist(), config)
-    while len(search.clips):
-        search.step()
+    lengths = frame_mask.sum(dim=1).tolist()
+    beams = search(model.decoder, memory, lengths, START, END, NEVER, config)
     model.train(was_training)
-    return search.results()
+    return [[_hypothesis(vocabulary, *beam) for beam in clip] for clip in beams]
+
+
+def _hypothesis(
+    vocabulary: Vocabulary, ids: list, log_probs: np.ndarray, score: float, attention: np.ndarray
+) -> Hypothesis:
+    """A beam as text: its word ids with <end>, their log-probabilities, and attention rows."""
+    end = attention[-1] if ids[-1] == END else None
+    words = [vocabulary.words[i] for i in ids if i != END]
+    log_prob, length = float(log_probs.sum()), len(words)
+    return Hypothesis(words, log_prob, score, log_probs[:length], attention[:length], end)
 
 
 def caption_clips(
@@ -89,125 +153,3 @@ def predict(
 def captions_of(hypotheses: Mapping[str, Hypothesis]) -> dict[str, str]:
     """{id: caption}, as scores want them."""
     return {i: hypothesis.caption for i, hypothesis in hypotheses.items()}
-
-
-class _Search:
-    """The beams of the clips that are not done; t is the number of words so far."""
-
-    def __init__(
-        self,
-        model: CaptionModel,
-        vocabulary: Vocabulary,
-        memory: Memory,
-        lengths: list[int],
-        config: DecodeConfig,
-    ) -> None:
-        self.model, self.vocabulary, self.memory, self.config = model, vocabulary, memory, config
-        self.frames = lengths  # of each clip
-        (B, T), K, device = memory.mask.shape, config.beam_size, memory.mask.device
-        self.ended: list[list[Hypothesis]] = [[] for _ in range(B)]
-        self.unfinished: list[list[Hypothesis]] = [[] for _ in range(B)]
-        self.clips = torch.arange(B, device=device)  # which clips the rows below belong to
-        self.state = model.decoder.start(memory, K)
-        self.words = torch.full((B, K, 1), START, device=device)  # (B, K, t + 1)
-        self.log_probs = torch.zeros(B, K, 0, device=device)  # (B, K, t), of each word
-        self.attention = torch.zeros(B, K, 0, T, device=device)  # (B, K, t, T)
-        # All beams start alike: only the first may be continued at the first step.
-        self.total = torch.full((B, K), float("-inf"), device=device)  # (B, K) log-probability
-        self.total[:, 0] = 0
-
-    def step(self) -> None:
-        """One more word for every beam."""
-        decoder, (B, K) = self.model.decoder, self.total.shape
-        read = decoder.read(self.words[:, :, -1])
-        self.state, context, weights = decoder.step(read, self.state, self.memory)
-        log_probs = decoder.logits(self.state[0], context).float().log_softmax(dim=-1)  # (B, K, V)
-        log_probs[:, :, NEVER] = float("-inf")
-        if self.words.shape[2] == 1:  # a caption has at least one word
-            log_probs[:, :, END] = float("-inf")
-        if self.config.no_repeat_ngram is not None:
-            self._block_repeats(log_probs, self.config.no_repeat_ngram)
-        self.attention = torch.cat([self.attention, weights.float()[:, :, None]], dim=2)
-
-        # Each beam yields at most one <end>, so the top 2K hold at least K unfinished beams.
-        V = log_probs.shape[2]
-        candidates = (self.total[:, :, None] + log_probs).flatten(1)  # (B, K · V)
-        best, index = candidates.topk(min(2 * K, candidates.shape[1]), dim=1)
-        beams, words = index.div(V, rounding_mode="floor"), index % V  # (B, 2K) each
-        is_end = (words == END) & best.isfinite()
-        is_end[:, K:] = False  # as in greedy search, an end must be among the K best
-        for row, candidate in is_end.nonzero().tolist():
-            beam = int(beams[row, candidate])
-            self._record(row, beam, log_probs[row, beam, END])
-
-        unfinished = (words != END).float() * 2 + torch.linspace(1, 0, words.shape[1]).to(best)
-        chosen = unfinished.topk(K, dim=1).indices  # the first K that do not end, best first
-        beams, words, self.total = (x.gather(1, chosen) for x in (beams, words, best))
-        self.total = self.total.masked_fill(words == END, float("-inf"))
-        rows = torch.arange(B, device=beams.device)[:, None]  # (B, 1) against beams (B, K)
-        self.words = torch.cat([self.words[rows, beams], words[:, :, None]], dim=2)
-        last = log_probs[rows, beams, words][:, :, None]
-        self.log_probs = torch.cat([self.log_probs[rows, beams], last], dim=2)
-        self.attention = self.attention[rows, beams]
-        self.state = (self.state[0][rows, beams], self.state[1][rows, beams])
-        self._leave()
-
-    def _leave(self) -> None:
-        """Take clips that are done out of the batch."""
-        K, length = self.total.shape[1], self.words.shape[2] - 1
-        best = (self.total.max(dim=1).values / length**self.config.length_penalty).tolist()
-        stay = []
-        for row, clip in enumerate(self.clips.tolist()):
-            scores = sorted((h.score for h in self.ended[clip]), reverse=True)[:K]
-            # Five poor endings must not cut off a good caption that is still being written.
-            settled = len(scores) == K and scores[-1] >= best[row]
-            if length < self.config.max_length and not settled and best[row] > float("-inf"):
-                stay.append(row)
-                continue
-            for beam in self.total[row].isfinite().nonzero().flatten().tolist():
-                self._record(row, beam)
-        if len(stay) < len(self.clips):
-            self.clips, self.total, self.words = (
-                self.clips[stay],
-                self.total[stay],
-                self.words[stay],
-            )
-            self.log_probs, self.attention = self.log_probs[stay], self.attention[stay]
-            self.state = (self.state[0][stay], self.state[1][stay])
-            self.memory = Memory(*(part[stay] for part in self.memory))
-
-    def _record(self, row: int, beam: int, end_log_prob: Tensor | None = None) -> None:
-        """Keep a caption: ended with this log-probability, or unfinished."""
-        clip, log_probs = int(self.clips[row]), self.log_probs[row, beam].cpu()
-        attention = self.attention[row, beam, :, : self.frames[clip]].cpu().numpy()
-        words = [self.vocabulary.words[i] for i in self.words[row, beam, 1:].tolist()]
-        total = log_probs.sum() + (0 if end_log_prob is None else end_log_prob.cpu())
-        length = max(1, len(words) + (end_log_prob is not None))
-        kept = self.unfinished if end_log_prob is None else self.ended
-        kept[clip].append(
-            Hypothesis(
-                words=words,
-                log_prob=float(total),
-                score=float(total) / length**self.config.length_penalty,
-                word_log_probs=log_probs.numpy(),
-                attention=attention[: len(words)],
-                end_attention=None if end_log_prob is None else attention[-1],
-            )
-        )
-
-    def _block_repeats(self, log_probs: Tensor, size: int) -> None:
-        """Forbid every word that would repeat an n-gram of its own caption."""
-        for row, beams in enumerate(self.words[:, :, 1:].tolist()):
-            for beam, words in enumerate(beams):
-                tail = words[len(words) - size + 1 :]
-                for start in range(len(words) - size + 1):
-                    if words[start : start + size - 1] == tail:
-                        log_probs[row, beam, words[start + size - 1]] = float("-inf")
-
-    def results(self) -> list[list[Hypothesis]]:
-        """The hypotheses of every clip, ended ones first, best first."""
-        ranked = []
-        for groups in zip(self.ended, self.unfinished, strict=True):
-            ordered = [h for group in groups for h in sorted(group, key=lambda h: -h.score)]
-            ranked.append(ordered[: self.config.beam_size])
-        return ranked

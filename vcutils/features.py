@@ -5,8 +5,6 @@ holds one `<id>.npy` (T, D) float16 per clip and `manifest.jsonl`, a row per cli
 and its frames' times, or the reason why it failed. A run that was cut goes on where it stopped.
 """
 
-import math
-from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -19,10 +17,10 @@ from tqdm.auto import tqdm
 from vcutils.config import ExtractConfig
 from vcutils.corpus import Corpus
 from vcutils.runtime.backbones import Backbone, load_backbone
-from vcutils.runtime.capture import VideoError
-from vcutils.runtime.decoding import Worker, decode_clips
+from vcutils.runtime.decoding import Worker
 from vcutils.runtime.ledger import Ledger, Report
 from vcutils.runtime.machine import cpu_count
+from vcutils.runtime.pipeline import features_of_clips
 from vcutils.video import Frames
 
 
@@ -75,7 +73,7 @@ def extract_corpus(
         made_by = {"backbone": backbone.name, "weights": backbone.weights}
         name, show = f"{config.backbone} features", {"unit": "clip", "leave": False}
         with (
-            closing(_features(backbone, ledger.todo, config)) as steps,
+            closing(features_of_clips(backbone, ledger.todo, config)) as steps,
             tqdm(steps, name, len(ledger.todo), disable=not progress, **show) as bar,
         ):
             for video_id, frames, features in bar:
@@ -83,36 +81,3 @@ def extract_corpus(
                 rate = ledger.report.frames / (monotonic() - ledger.started)
                 bar.set_postfix_str(f"{rate:.0f} frames/s", refresh=False)
     return ledger.report
-
-
-def _features(
-    backbone: Backbone, clips: Mapping[str, Path], config: ExtractConfig
-) -> Generator[tuple[str, Frames | VideoError, Tensor]]:
-    """(id, frames, features (T, D)) per clip, or (id, VideoError, empty).
-
-    Decoding runs ahead of the network, and batches are filled across the clips of a group.
-    """
-    # The smallest group whose frames fill whole batches.
-    group_size = min(8, config.batch_size // math.gcd(config.num_frames, config.batch_size))
-    group: list[tuple[str, Frames]] = []
-
-    def run() -> Iterator[tuple[str, Frames, Tensor]]:
-        pixels = np.stack([image for _, frames in group for image in frames.images])
-        starts = range(0, len(pixels), config.batch_size)
-        features = torch.cat([backbone(pixels[i : i + config.batch_size]) for i in starts])
-        parts = features.split([len(frames.images) for _, frames in group])
-        yield from ((i, frames, part) for (i, frames), part in zip(group, parts, strict=True))
-        group.clear()
-
-    decoded = decode_clips(
-        clips, config.num_frames, backbone.resize, config.workers, config.patience
-    )
-    for i, frames in decoded:
-        if isinstance(frames, VideoError):
-            yield i, frames, torch.empty(0)
-            continue
-        group.append((i, frames))
-        if len(group) == group_size:
-            yield from run()
-    if group:
-        yield from run()

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
-from vcutils.runtime.frames import inverse, middle_frames, reading_order, reorder
+from vcutils.runtime.frames import check_frames, inverse, middle_frames, reading_order, reorder
 from vcutils.vocab import PAD
 
 State = tuple[Tensor, Tensor]  # hidden and cell state of the decoder, (B, K, H) each
@@ -32,7 +32,7 @@ class Memory(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Frames (B, T, D) → encoded frames (B, T, C), zero where no frame exists; C = 2 encoder_dim."""
+    """Frames (B, T, D) → encoded frames (B, T, C), zero where no frame exists."""
 
     def __init__(self, config: ModelConfig, feature_dim: int) -> None:
         super().__init__()
@@ -135,17 +135,10 @@ class CaptionModel(nn.Module):
     def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
         """Encode B clips once, for all their captions.
 
-        Raises ValueError when shapes do not fit features (B, T, D) and frame_mask (B, T), when a
-        clip has no frame, or when the mask has holes (leave such frames out of the features).
+        Raises ValueError for shapes other than features (B, T, D) and frame_mask (B, T), a clip
+        without frames, or a mask with holes.
         """
-        if features.ndim != 3 or features.shape[2] != self.feature_dim:
-            shape = tuple(features.shape)
-            raise ValueError(f"features must be (B, T, {self.feature_dim}), are {shape}")
-        if frame_mask.shape != features.shape[:2]:
-            shapes = f"{tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}"
-            raise ValueError(f"frame_mask must be {shapes}")
-        if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
-            raise ValueError("frame_mask must be True on a clip's first frames, at least one")
+        check_frames(features, frame_mask, self.feature_dim)
         kept, shuffled = frame_mask, self.config.frame_order == "shuffled"
         if self.config.max_frames is None and not shuffled:
             values = self.encoder(features, frame_mask)

@@ -5,7 +5,7 @@ a claim. Frames are taken at the centres of `num_frames` equal parts of what rea
 (Wang et al. 2016, Temporal Segment Networks, section 3.1).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,38 +51,24 @@ def sample_frames(
     """
     capture = open_clip(path, threads)
     claimed = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    frames = _decode(path, capture, frame_indices(claimed, num_frames), each)
+    frames = decode_frames(path, capture, frame_indices(claimed, num_frames), each)
     if frames.decoded != claimed:  # the header lied: now the true count is known
         wanted = frame_indices(frames.decoded, num_frames)
-        frames = _decode(path, open_clip(path, threads), wanted, each)
+        frames = decode_frames(path, open_clip(path, threads), wanted, each)
     return frames
 
 
-def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> list[np.ndarray]:
-    """The frames at given positions, RGB uint8, optionally scaled to a height in pixels."""
-
-    def scaled(frame: np.ndarray) -> np.ndarray:
-        if height is None:
-            return frame
-        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
-        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-
-    return _decode(path, open_clip(path), list(indices), scaled).images
-
-
-def check_first_frame(path: Path) -> None:
-    """Raise VideoError when not even the first frame of a clip decodes."""
-    _decode(path, open_clip(path), [0], None, stop_after_last=True)
-
-
-def _decode(
+def decode_frames(
     path: Path,
     capture: cv2.VideoCapture,
     wanted: list[int],
     each: Callable | None,
     stop_after_last: bool = False,
 ) -> Frames:
-    """One sequential pass to the clip's end: keep the frames at `wanted` positions, count all."""
+    """One sequential pass to the clip's end: keep the frames at `wanted` positions, count all.
+
+    Raises VideoError when none of them decodes.
+    """
     fps = capture.get(cv2.CAP_PROP_FPS)
     timed = 1e-3 <= fps <= 1e4  # else the header is broken, and so are the times
     fps = fps if timed else 25.0

@@ -110,11 +110,9 @@ def build_vocabulary(
     counter = Counter(word for caption in texts for word in tokenize(caption))
     frequent = [(word, count) for word, count in counter.items() if count >= min_count]
     frequent.sort(key=lambda item: (-item[1], item[0]))  # of equals the first in the alphabet
-    if not counter:
-        raise UserError("training captions: no words in them; are they the right file?")
     if not frequent:
         reason = f"none of their {len(counter)} words occurs {min_count} times"
-        raise UserError(f"training captions: {reason}; lower min_count")
+        raise UserError(f"training captions: {reason}; lower min_count, or mend the captions")
     words, counts = zip(*frequent, strict=True)
     return Vocabulary((*SPECIALS, *words), (0, 0, 0, 0, *counts))
 

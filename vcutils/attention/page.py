@@ -28,8 +28,8 @@ from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.files import write_text
+from vcutils.runtime.pictures import frames_at
 from vcutils.scores.runs import Run
-from vcutils.video import frames_at
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
 PICTURE_CHARACTERS = 1_250_000  # base64 of one clip's pictures; with captions and weights a clip stays under 1.5 MB

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.state import AcceleratorState
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils import broadcast_object_list, find_executable_batch_size
 
+from vcutils.runtime.fast import TrainingModel
 from vcutils.runtime.machine import precision_for
 from vcutils.runtime.settings import UserError
 
@@ -22,6 +23,34 @@ def make_accelerator(precision: str) -> Accelerator:
     if AcceleratorState._shared_state.get("_mixed_precision", chosen) != chosen:
         AcceleratorState._reset_state()  # an earlier run of this process used another precision
     return Accelerator(mixed_precision=chosen)
+
+
+def late_for_all(is_late: bool) -> bool:
+    """Whether time is up, by the main process' clock: all processes must stop at the same step."""
+    return bool(broadcast_object_list([is_late])[0])
+
+
+def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, settings: Any) -> int:
+    """Clips per step: settings.batch_size, or on CUDA with find_batch_size what fits of it.
+
+    What is tried is the forward and backward pass of the most expensive batch.
+    """
+    if not settings.find_batch_size or accelerator.device.type != "cuda":
+        return int(settings.batch_size)
+    device = accelerator.device
+    longest = max((data.store[i] for i in data.splits["train"][:256]), key=len)
+    features = torch.from_numpy(longest).float()
+
+    def try_batch(size: int) -> None:
+        network = TrainingModel(new_model()).to(device)
+        words = torch.full((size, settings.captions_per_clip, settings.max_length + 1), data.vocabulary.index["<unk>"])
+        mask = torch.ones(size, len(features), dtype=torch.bool)
+        with accelerator.autocast():
+            logits, _ = network(features.expand(size, -1, -1).to(device), mask.to(device), words.to(device))
+            loss = logits.float().log_softmax(dim=-1).mean()
+        loss.backward()
+
+    return largest_batch(try_batch, settings.batch_size)
 
 
 def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
@@ -47,7 +76,7 @@ def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
         ) from error
 
 
-def remaining_batches(loader: Any, done: int) -> Iterator[tuple[int, Any]]:
+def remaining(loader: Any, done: int) -> Iterator[tuple[int, Any]]:
     """The batches of an epoch behind the first `done`, with their numbers."""
     if done >= len(loader):  # old versions of accelerate would give one empty batch
         return

@@ -17,6 +17,17 @@ _NO_FILE_NAME = re.compile(
 )
 
 
+def existing_folder(root: Path) -> Path:
+    """The folder's absolute path. Raises UserError where there is none."""
+    try:
+        path = Path(root).expanduser().resolve(strict=True)
+        if path.is_dir():
+            return path
+    except (OSError, RuntimeError, ValueError):  # no such user's home, a NUL in the path
+        pass
+    raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
+
+
 def check_ids(ids: Iterable[Any], path: Path) -> None:
     """Raise UserError for an id that could not name a file on every system, or two that some systems take for one."""
     seen: dict[str, str] = {}

@@ -22,7 +22,8 @@ import numpy as np
 
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.machine import cpu_count
-from vcutils.video import Frames, check_first_frame, sample_frames
+from vcutils.runtime.pictures import check_first_frame
+from vcutils.video import Frames, sample_frames
 
 MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
 PATIENCE = 120.0  # seconds a clip may take, and as much again for every 25 MB of its file

@@ -1,9 +1,19 @@
-"""Which frames of a padded batch the encoder reads, and in which order: what the ablations change."""
+"""Which frames of a padded batch the encoder reads, and in which order: what the ablations change; its checks."""
 
 import torch
 from torch import Tensor
 
 LONGEST = 4096  # frames for which one fixed order is drawn
+
+
+def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int) -> None:
+    """Raise ValueError unless features are (B, T, D), the mask (B, T), and it is True on each clip's first frames."""
+    if features.ndim != 3 or features.shape[2] != feature_dim:
+        raise ValueError(f"features must be (B, T, {feature_dim}), are {tuple(features.shape)}")
+    if frame_mask.shape != features.shape[:2]:
+        raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
+    if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
+        raise ValueError("frame_mask must be True on a clip's first frames, at least one, and False behind them")
 
 
 def middle_frames(mask: Tensor, count: int) -> Tensor:

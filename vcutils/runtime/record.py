@@ -12,12 +12,21 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
-from vcutils.config import Config, to_json
-from vcutils.runtime.checkpoints import STATE, check_resumable, load_state, run_config, save_model, save_state
+from vcutils.config import Config
+from vcutils.runtime.checkpoints import (
+    STATE,
+    check_resumable,
+    load_state,
+    load_weights,
+    run_config,
+    save_model,
+    save_state,
+)
 from vcutils.runtime.files import duration, holding, note, write_text, writing
-from vcutils.runtime.settings import UserError
+from vcutils.runtime.settings import UserError, to_json
 from vcutils.runtime.store import backbone_of
 
 LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr", "seconds", "words_per_second")
@@ -116,8 +125,27 @@ class Record:
         speed = f"{row['words_per_second']} words/s"
         self.note(f"epoch {progress.epoch} of {self.epochs}: {scores}, {speed}, {duration(left)} left at most")
 
+    def end_phase(self, model: nn.Module) -> bool:
+        """Whether the first phase has just ended; the second, where there is one, goes on from best/."""
+        progress = self.progress
+        if not self.is_last_phase and self.out_of_patience:
+            progress.first_phase = progress.epoch
+        ended = progress.epoch == progress.first_phase
+        if ended and self.config.train.scst_epochs:
+            progress.improved = progress.epoch
+            best = self.run / "best" / "model.safetensors"
+            load_weights(model, load_file(best), best)
+        return ended
+
+    @property
+    def best_row(self) -> dict | None:
+        """The log's row of the epoch that best/ holds; None before the first."""
+        return next((row for row in self.progress.rows if row["epoch"] == self.progress.best_epoch), None)
+
     def save_model(self, name: str, model: nn.Module) -> None:
         """best/ or last/, with everything that captions need."""
+        if not self.is_main:
+            return
         about = {
             "model": dataclasses.asdict(self.config.model),
             "vocab_size": len(self.data.vocabulary),
@@ -130,8 +158,8 @@ class Record:
 
     def save_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """last/: the model for use, and one file with everything that a resumed run needs."""
+        self.save_model("last", model)
         if self.is_main:
-            self.save_model("last", model)
             save_state(self.run / "last", model, optimizer, scaler, vars(self.progress), to_json(self.config))
 
     def load_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:

@@ -11,6 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vcutils.runtime.settings import UserError
+
+
+def check_samples(settings: Any) -> None:
+    """Raise UserError where a clip's samples would have no other to be compared with."""
+    if settings.scst_epochs and settings.captions_per_clip < 2:
+        raise UserError("scst_epochs: needs captions_per_clip of 2 or more, which are each other's baseline")
+
 
 def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> Any:
     """The batch with K ≥ 2 sampled captions per clip in place of its own, and their advantages (B, K) as weights.

@@ -1,6 +1,7 @@
 """What settings are made of: numbers with limits, checked when a settings object is made; values read from text."""
 
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Checked:
             reason = _objection(getattr(self, name), kind)
             if reason:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be {reason}")
+
+
+def to_json(config: Any) -> str:
+    """A (nested) settings dataclass as JSON text, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
 
 
 def from_dict(cls: Any, values: Any) -> Any:

@@ -20,9 +20,9 @@ from vcutils.runtime import checkpoints
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.checkpoints import check_features, run_config
 from vcutils.runtime.machine import pick_device
+from vcutils.runtime.pictures import frames_at
 from vcutils.runtime.settings import from_dict
 from vcutils.runtime.store import backbone_of, in_words
-from vcutils.video import frames_at
 from vcutils.vocab import Vocabulary
 
 
