@@ -39,7 +39,7 @@ def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> 
 
     config = dataclasses.replace(Config.from_env(), corpus=None)
     count = config.clips if clips is None else clips
-    print(sample_module.build(out or config.corpus_dir, clips=count, seed=seed))
+    print(sample_module.build(out or config.corpus_dir, clips=count, seed=_at_least(0, seed, "--seed")))
     return 0
 
 
@@ -132,8 +132,9 @@ def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None,
     config = _config(corpus, data)
     if min_count is not None:
         config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
-    _report(_make_vocab(config), as_json)
-    return 0
+    report = _make_vocab(config)
+    _report(report, as_json)
+    return 1 if report["problems"] else 0
 
 
 def train(
@@ -162,7 +163,7 @@ def train(
     config = dataclasses.replace(_config(corpus, data, backbone), train=train, model=model)
     name, reports = _name(run), []
     loaded = _training_data(config)
-    for seed in range(train.seed, train.seed + max(1, seeds)):
+    for seed in range(train.seed, train.seed + _at_least(1, seeds, "--seeds")):
         folder = config.artifacts / "runs" / (name if seed == train.seed else f"{name}-seed{seed}")
         settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
         trainer = Trainer(folder, settings, loaded, References, resume=resume)
@@ -195,7 +196,7 @@ def ablate(
     loaded = _training_data(config)
     if split not in loaded.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
-    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + max(1, seeds)), split)
+    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + _at_least(1, seeds, "--seeds")), split)
     if as_json:
         _report(result, as_json=True)
     else:
@@ -382,10 +383,14 @@ def _config(corpus: Path, data: Path | None, backbone: str | None = None) -> Con
     return dataclasses.replace(config, data=data.expanduser().resolve()) if data else config
 
 
+def _at_least(low: int, value: int, name: str) -> int:
+    if value < low:
+        raise UserError(f"{name} {value}: must be {low} or more")
+    return value
+
+
 def _decode(run: Any, beam: int | None) -> Any:
     """The run's own decoding settings, with a beam size of the user's choice."""
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam {beam}: must be 1 (greedy search) or more")
     return run.decode if beam is None else dataclasses.replace(run.decode, beam_size=beam)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcutils.runtime import settings
-from vcutils.runtime.settings import Amount, Checked, Count, Share, UserError, Whole
+from vcutils.runtime.settings import Amount, Beam, Checked, Count, Share, UserError, Whole
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 # A checkout keeps data/ beside the package; an installed wheel keeps it where the user works.
@@ -78,7 +78,7 @@ class TrainConfig(Checked):
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: half precision on CUDA only
     checkpoint_every: Count = 200  # steps between writes of last/: what a killed run repeats
     patience: Count | None = None  # stop after so many epochs without a better validation CIDEr
-    val_beam_size: Count | None = None  # beam of the validation captions
+    val_beam_size: Beam | None = None  # beam of the validation captions
     max_minutes: Amount | None = None  # end cleanly in time, with the best checkpoint kept
     max_length: Count = 24  # words per caption in training; longer ones are cut
     scst_epochs: Whole = 0  # further epochs rewarded with CIDEr: the self-critical phase
@@ -92,7 +92,7 @@ class TrainConfig(Checked):
 class DecodeConfig(Checked):
     """How captions are generated (notebook 04)."""
 
-    beam_size: Count = 5  # hypotheses kept per clip; 1 = greedy search
+    beam_size: Beam = 5  # hypotheses kept per clip; 1 = greedy search
     max_length: Count = 24  # words before a caption is cut
     length_penalty: Amount = 1.0  # beams are ranked by log-probability / length ** this
     no_repeat_ngram: Count | None = None  # forbid repeating an n-gram of this size in a caption
@@ -133,7 +133,8 @@ class Config(Checked):
                 if name == "corpus" and not folder.is_dir():
                     hint = f"relative paths count from {PROJECT_ROOT}"
                     raise UserError(f"VCUTILS_CORPUS: no folder {folder}; {hint}")
-                config = dataclasses.replace(config, **{name: folder})
+                changed: Any = {name: folder}
+                config = dataclasses.replace(config, **changed)
         return settings.changed(config, os.environ.get("VCUTILS_SET") or "", PRESETS)
 
     @classmethod

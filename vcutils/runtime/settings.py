@@ -27,6 +27,7 @@ Count = Annotated[int, Between(1)]
 Whole = Annotated[int, Between(0)]
 Amount = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
+Beam = Annotated[int, Between(1, 1000)]
 
 
 class Checked:
@@ -119,7 +120,7 @@ def _objection(value: Any, kind: Any) -> str:
         if not reason:
             return ""
         reasons.append(reason)
-    return " or ".join(reasons)
+    return ", or ".join(reasons)
 
 
 def _parsed(text: str, kind: Any) -> Any:
