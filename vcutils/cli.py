@@ -196,7 +196,8 @@ def ablate(
     loaded = _training_data(config)
     if split not in loaded.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
-    result = run_ablations(config, loaded, config.artifacts / "runs", range(first, first + _at_least(1, seeds, "--seeds")), split)
+    several = range(first, first + _at_least(1, seeds, "--seeds"))
+    result = run_ablations(config, loaded, config.artifacts / "runs", several, split)
     if as_json:
         _report(result, as_json=True)
     else:

@@ -1,11 +1,11 @@
-"""Every setting of the project in one place: frozen dataclasses with a reason on each line, and the profiles.
+"""Every setting in one place: frozen dataclasses with a reason on each line, and the profiles.
 
-A field that is None is chosen by the corpus' size (`suited`). `Config.from_env()` reads four environment variables:
+A field that is None is chosen by the corpus' size (`suited`). `Config.from_env()` reads:
 
     VCUTILS_PROFILE   tiny, sample or msvd
     VCUTILS_CORPUS    a corpus folder, in place of the embedded one
     VCUTILS_DATA      where artifacts go, in place of data/
-    VCUTILS_SET       single settings: "train.epochs=10 decode.beam_size=1"; "train=original" takes a preset
+    VCUTILS_SET       single settings: "train.epochs=10 decode.beam_size=1", "train=original"
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ from typing import Any, Literal
 from vcutils.runtime import settings
 from vcutils.runtime.settings import Amount, Beam, Checked, Count, Share, UserError, Whole
 
-_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 # A checkout keeps data/ beside the package; an installed wheel keeps it where the user works.
-_IS_CHECKOUT = (_PACKAGE_PARENT / "pyproject.toml").exists()
-PROJECT_ROOT = _PACKAGE_PARENT if _IS_CHECKOUT else Path.cwd()
+CHECKOUT = Path(__file__).resolve().parent.parent
+PROJECT_ROOT = CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 
 
 @dataclass(frozen=True)

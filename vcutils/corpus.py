@@ -25,8 +25,9 @@ from vcutils.runtime.checks import (
     collect_captions,
     existing_folder,
     is_file_name,
+    unused,
 )
-from vcutils.runtime.files import read_json, write_text
+from vcutils.runtime.files import read_json, reading, write_text
 
 VIDEO_DIRS = ("videos", "YouTubeClips")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -78,21 +79,15 @@ def open_corpus(
     clips = find_clips(root, problems)
     features = {p.name: p for p in sorted((root / "features").glob("*")) if p.is_dir()}
     if not clips and not features:
-        where = " or ".join(VIDEO_DIRS)
-        raise UserError(f"{root}: no clips in {where}/ and no features/<name>/*.npy")
+        raise UserError(f"{root}: no clips in {VIDEO_DIRS[0]}/ and no features/<name>/*.npy")
     if (root / "splits.json").is_file():
         own_splits = read_splits(root / "splits.json")
     corpus = Corpus(root, clips, captions, own_splits, features=features, problems=problems)
     usable = set(corpus.usable)
     if not usable:
-        raise UserError(
-            f"{root}: no clip has a caption; the ids of the captions must be the clips' file names"
-        )
-    problems += [f"{i}: captions but no clip" for i in sorted(set(captions) - usable)]
-    problems += [f"{i}: clip without captions" for i in sorted(set(clips) - set(captions))]
-    if own_splits is not None:
-        lost = sorted(usable.difference(*own_splits.values()))
-        problems += [f"{i}: in none of the corpus' own splits, so it is not used" for i in lost]
+        hint = "the ids of the captions must be the clips' file names"
+        raise UserError(f"{root}: no clip has a caption; {hint}")
+    problems += unused(captions, clips, usable, own_splits)
     return corpus
 
 
@@ -118,11 +113,8 @@ def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
 
 def read_captions(path: Path, problems: list[str]) -> Captions:
     """Captions by id from lines "<video_id> <caption>"; what cannot be read goes to `problems`."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return collect_captions(caption_lines(path.name, file, problems), path, problems)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    with reading(path), open(path, encoding="utf-8-sig", errors="replace") as file:
+        return collect_captions(caption_lines(path.name, file, problems), path, problems)
 
 
 def caption_lines(
@@ -168,16 +160,15 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
         origin += f", {len(moved)} training clips moved to the empty validation split"
     for name in SPLITS:
         if not splits[name]:
-            raise UserError(
-                f"{corpus.root}: the {name} split ({origin}) has no clip that is at hand with "
-                "captions; add some, or write your own splits.json there"
-            )
+            reason = f"the {name} split ({origin}) has no clip that is at hand with captions"
+            raise UserError(f"{corpus.root}: {reason}; add some, or write a splits.json there")
     return splits, origin
 
 
 def random_splits(ids: Iterable[str], seed: int = 42) -> Splits:
     """70/15/15 of the sorted ids, shuffled; at least one clip each in val and test of three."""
-    order = np.random.default_rng(seed).permutation(sorted(ids)).tolist()
+    ordered = sorted(ids)
+    order = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
     val = max(1, int(0.15 * len(order)))
     train = max(0, min(int(0.7 * len(order)), len(order) - val - 1))
     parts = (order[:train], order[train : train + val], order[train + val :])

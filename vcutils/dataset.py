@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.features import feature_folder
-from vcutils.runtime.sampler import ClipSampler
+from vcutils.runtime.sampler import ClipSampler, derange
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
@@ -55,10 +55,8 @@ def load_data(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> Captio
     for name, ids in splits.items():
         splits[name] = [i for i in ids if i in store.ids and i in corpus.captions]
         if not splits[name]:
-            raise UserError(
-                f"{store.folder}: no features for any {name} clip of {artifacts / 'splits.json'}; "
-                "extract them first, or make the split of this corpus again"
-            )
+            reason = f"no features for any {name} clip of {artifacts / 'splits.json'}"
+            raise UserError(f"{store.folder}: {reason}; extract them, or make the split again")
     vocabulary = Vocabulary.load(artifacts / "vocab.json")
     return CaptionData(corpus.root, store, corpus.captions, splits, vocabulary)
 
@@ -104,19 +102,12 @@ class CaptionDataset(Dataset):
         return video_id, features, [self._encode(caption) for caption in captions]
 
     def _encode(self, caption: str) -> list[int]:
-        if caption not in self._encoded:
-            ids = self.data.vocabulary.encode(caption, self.max_length)
-            if len(self._encoded) >= ENCODED_CAPTIONS:
-                return ids
+        if caption in self._encoded:
+            return self._encoded[caption]
+        ids = self.data.vocabulary.encode(caption, self.max_length)
+        if len(self._encoded) < ENCODED_CAPTIONS:
             self._encoded[caption] = ids
-        return self._encoded[caption]
-
-
-def derange(ids: Sequence[str], seed: int) -> list[str]:
-    """The same ids in an order in which (with two or more) none keeps its place."""
-    order = np.random.default_rng(seed).permutation(len(ids))
-    moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [ids[moved[position]] for position in range(len(ids))]
+        return ids
 
 
 class Batch(NamedTuple):

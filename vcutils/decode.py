@@ -5,7 +5,7 @@ same search for all clips and beams at once (`runtime.beams`); tests hold both e
 carries the attention row of every word: the weights over frames that the word was said with.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,18 +124,6 @@ def _hypothesis(
     return Hypothesis(words, log_prob, score, log_probs[:length], attention[:length], end)
 
 
-def caption_clips(
-    model: CaptionModel,
-    vocabulary: Vocabulary,
-    batches: Iterable[tuple[list[str], Tensor, Tensor]],
-    config: DecodeConfig,
-) -> Iterator[tuple[str, list[Hypothesis]]]:
-    """(id, hypotheses) of every clip of `batches` (see dataset.clip_batches)."""
-    for ids, features, frame_mask in batches:
-        hypotheses = generate(model, vocabulary, features, frame_mask, config)
-        yield from zip(ids, hypotheses, strict=True)
-
-
 def predict(
     model: CaptionModel,
     vocabulary: Vocabulary,
@@ -145,9 +133,11 @@ def predict(
     sources: Sequence[str] | None = None,
 ) -> dict[str, Hypothesis]:
     """The best hypothesis per clip; `sources` are the clips whose features are shown instead."""
-    batches = clip_batches(store, ids if sources is None else sources)
-    beams = caption_clips(model, vocabulary, batches, config)
-    return {i: hypotheses[0] for i, (_, hypotheses) in zip(ids, beams, strict=True)}
+    hypotheses = []
+    for _, features, frame_mask in clip_batches(store, ids if sources is None else sources):
+        beams = generate(model, vocabulary, features, frame_mask, config)
+        hypotheses += [clip[0] for clip in beams]
+    return dict(zip(ids, hypotheses, strict=True))
 
 
 def captions_of(hypotheses: Mapping[str, Hypothesis]) -> dict[str, str]:

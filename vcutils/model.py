@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
-from vcutils.runtime.frames import check_frames, inverse, middle_frames, reading_order, reorder
+from vcutils.runtime.frames import check_frames, encode_some
 from vcutils.vocab import PAD
 
 State = tuple[Tensor, Tensor]  # hidden and cell state of the decoder, (B, K, H) each
@@ -139,15 +139,10 @@ class CaptionModel(nn.Module):
         without frames, or a mask with holes.
         """
         check_frames(features, frame_mask, self.feature_dim)
-        kept, shuffled = frame_mask, self.config.frame_order == "shuffled"
-        if self.config.max_frames is None and not shuffled:
-            values = self.encoder(features, frame_mask)
-        else:  # the ablations of frames: weights are shown at the frames' true places
-            if self.config.max_frames is not None:
-                kept = middle_frames(frame_mask, self.config.max_frames)
-            order = reading_order(kept, shuffled, self.training)
-            values = self.encoder(reorder(features, order), reorder(kept, order))
-            values = reorder(values, inverse(order))
+        if self.config.max_frames is None and self.config.frame_order == "kept":
+            values, kept = self.encoder(features, frame_mask), frame_mask
+        else:  # an ablation
+            values, kept = encode_some(self.encoder, features, frame_mask, self.config)
         return Memory(values, self.decoder.attention.keys(values), kept)
 
     def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor):

@@ -82,12 +82,13 @@ class Trainer:
             ),
             make_loader(self.dataset, self.batch_size, self.settings.num_workers),
         )
-        processes = self.accelerator.num_processes
-        order = f"{len(self.dataset)} clips by {self.batch_size} x {processes}"
+        # Fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch.
+        order = f"{len(self.dataset)} clips by {self.batch_size} x {self.accelerator.num_processes}"
         order += f", seed {self.settings.seed}"
         self.record = Record(run, config, data, order, self.accelerator.is_main_process)
+        self.parts = (self.model, self.optimizer, self.accelerator.scaler)
         if self.record.is_resumable() if resume == "auto" else resume:
-            self.record.load_last(self.model, self.optimizer, self.accelerator.scaler)
+            self.record.load_last(*self.parts)
         self.progress, self.history = self.record.progress, self.record.progress.rows
 
     def _new_model(self) -> CaptionModel:
@@ -144,7 +145,7 @@ class Trainer:
             progress.batch, progress.seconds = number + 1, monotonic() - begun
             late = settings.max_minutes is not None and late_for_all(self.record.is_late)
             if late or progress.step % settings.checkpoint_every == 0:
-                self._save_last()
+                self.record.save_last(*self.parts)
             if late:
                 return False
         self._end_epoch(monotonic() - begun)
@@ -189,10 +190,7 @@ class Trainer:
         )
         self.accelerator.wait_for_everyone()
         if record.end_phase(self.model) or record.finished:
-            self._save_last()
-
-    def _save_last(self) -> None:
-        self.record.save_last(self.model, self.optimizer, self.accelerator.scaler)
+            record.save_last(*self.parts)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

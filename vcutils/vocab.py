@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from vcutils.config import UserError
@@ -66,13 +67,8 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Words of indices up to `<end>`, without the other special words but `<unk>`."""
-        words = []
-        for i in ids:
-            if i == END:
-                break
-            if i not in (PAD, START):
-                words.append(self.words[i])
-        return words
+        words = takewhile(lambda i: i != END, ids)
+        return [self.words[i] for i in words if i not in (PAD, START)]
 
     def save(self, path: Path) -> None:
         """Write as JSON: words in index order with their counts."""

@@ -28,6 +28,18 @@ def existing_folder(root: Path) -> Path:
     raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
 
 
+def unused(
+    captions: Iterable[str], clips: Iterable[str], usable: set[str], splits: Mapping[str, list[str]] | None
+) -> list[str]:
+    """What a corpus will not use, a line each: ids with captions or a clip alone, ids in none of its own splits."""
+    lines = [f"{i}: captions but no clip" for i in sorted(set(captions) - usable)]
+    lines += [f"{i}: clip without captions" for i in sorted(set(clips) - set(captions))]
+    if splits is not None:
+        lost = sorted(usable.difference(*splits.values()))
+        lines += [f"{i}: stands in none of the corpus' own splits, so it is not used" for i in lost]
+    return lines
+
+
 def check_ids(ids: Iterable[Any], path: Path) -> None:
     """Raise UserError for an id that could not name a file on every system, or two that some systems take for one."""
     seen: dict[str, str] = {}

@@ -28,6 +28,26 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise UserError, with the path, when the body cannot read it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+@contextmanager
+def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
+    """Raise UserError, with the path, the reason and what to do, when the body cannot make sense of a file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # parsers raise almost anything for a forged file: RecursionError, MemoryError, …
+        raise UserError(f"{path}: {complaint} ({error}); {advice}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a temporary path beside `path`, which takes its place on success.
 
@@ -60,7 +80,10 @@ def holding(folder: Path, what: str) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(f"{folder}: {what} goes on there already, by {_holder(path)}; wait, or stop it") from None
+            holder = "another process"
+            with suppress(OSError):  # Windows lets nobody read a locked file
+                holder = path.read_text(encoding="utf-8", errors="replace") or holder
+            raise UserError(f"{folder}: {what} goes on there already, by {holder}; wait, or stop it") from None
     try:
         since = datetime.now().astimezone().isoformat(" ", "seconds")
         with suppress(OSError):  # a full disk: the files themselves will tell
@@ -69,13 +92,6 @@ def holding(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         _remove(path, lock)
-
-
-def _holder(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") or "another process"
-    except OSError:  # Windows lets nobody read a locked file
-        return "another process"
 
 
 def _lock_of(temporary: Path) -> Path:

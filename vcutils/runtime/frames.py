@@ -1,7 +1,9 @@
 """Which frames of a padded batch the encoder reads, and in which order: what the ablations change; its checks."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vcutils.config import ModelConfig
 
 LONGEST = 4096  # frames for which one fixed order is drawn
 
@@ -14,6 +16,17 @@ def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int) -> None
         raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
     if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
         raise ValueError("frame_mask must be True on a clip's first frames, at least one, and False behind them")
+
+
+def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Encode only `max_frames` of a clip's frames, or all of them shuffled: values (B, T, C) and mask (B, T).
+
+    The values stand at the frames' true places, so that attention weights do too.
+    """
+    kept = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
+    order = reading_order(kept, config.frame_order == "shuffled", encoder.training)
+    values = encoder(reorder(features, order), reorder(kept, order))
+    return reorder(values, order.argsort(dim=1)), kept
 
 
 def middle_frames(mask: Tensor, count: int) -> Tensor:
@@ -45,8 +58,3 @@ def reorder(frames: Tensor, order: Tensor) -> Tensor:
     """Frames (B, T, …) in the order of positions (B, T)."""
     index = order.view(*order.shape, *[1] * (frames.ndim - 2)).expand(-1, -1, *frames.shape[2:])
     return frames.gather(1, index)
-
-
-def inverse(order: Tensor) -> Tensor:
-    """The order that undoes `order` (B, T)."""
-    return order.argsort(dim=1)

@@ -1,6 +1,6 @@
-"""The order in which training shows the clips."""
+"""Random orders of clips: of training, and of the control that sees another clip's features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,3 +22,10 @@ class ClipSampler:
         order = generator.permutation(len(self.dataset)).tolist()
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
+
+
+def derange(ids: Sequence[str], seed: int) -> list[str]:
+    """The same ids in an order in which (with two or more) none keeps its place."""
+    order = np.random.default_rng(seed).permutation(len(ids))
+    moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [ids[moved[position]] for position in range(len(ids))]

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import derange
 from vcutils.decode import Hypothesis, captions_of
 from vcutils.runtime.files import holding, note, write_text
+from vcutils.runtime.sampler import derange
 from vcutils.runtime.store import backbone_of
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
 from vcutils.scores.coco import References
