@@ -113,8 +113,9 @@ def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
 
 def read_captions(path: Path, problems: list[str]) -> Captions:
     """Captions by id from lines "<video_id> <caption>"; what cannot be read goes to `problems`."""
-    with reading(path), open(path, encoding="utf-8-sig", errors="replace") as file:
-        return collect_captions(caption_lines(path.name, file, problems), path, problems)
+    with reading(path, "cannot be read", "write one '<video_id> <caption>' per line"):
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    return collect_captions(caption_lines(path.name, lines, problems), path, problems)
 
 
 def caption_lines(
