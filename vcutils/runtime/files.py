@@ -28,15 +28,6 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raise UserError, with the path, when the body cannot read it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-@contextmanager
 def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
     """Raise UserError, with the path, the reason and what to do, when the body cannot make sense of a file."""
     try:

@@ -28,6 +28,7 @@ Whole = Annotated[int, Between(0)]
 Amount = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 Beam = Annotated[int, Between(1, 1000)]
+_IN_WORDS = {int: "a whole number", bool: "True or False", str: "text", type(None): "None"}
 
 
 class Checked:
@@ -35,10 +36,11 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of another type or outside its limits."""
-        for name, kind in _fields(type(self)).items():
-            reason = _objection(getattr(self, name), kind)
-            if reason:
-                raise UserError(f"{name}={getattr(self, name)!r}: must be {reason}")
+        for name, hint in _fields(type(self)).items():
+            value = getattr(self, name)
+            reasons = [_objection(value, option) for option in _options(hint)]
+            if all(reasons):
+                raise UserError(f"{name}={value!r}: must be {', or '.join(reasons)}")
 
 
 def to_json(config: Any) -> str:
@@ -65,71 +67,53 @@ def changed(config: Any, changes: str, presets: dict[str, dict[str, Any]]) -> An
     for change in changes.replace(",", " ").split():
         name, _, text = change.partition("=")
         section, _, key = name.partition(".")
-        part = getattr(config, section, None)
+        part: Any = getattr(config, section, None)
         if not key and text in presets.get(section, {}):
             part = presets[section][text]
         elif not dataclasses.is_dataclass(part) or key not in _fields(type(part)):
             raise UserError(f"VCUTILS_SET: no setting {name!r}; write section.field=value, such as train.epochs=10")
         else:
             try:
-                part = dataclasses.replace(part, **{key: _parsed(text, _fields(type(part))[key])})  # type: ignore
+                part = dataclasses.replace(part, **{key: _parsed(text, _fields(type(part))[key])})
             except ValueError as error:
                 raise UserError(f"VCUTILS_SET: {change}: {error}") from error
         config = dataclasses.replace(config, **{section: part})
     return config
 
 
-def _fields(cls: type) -> dict[str, Any]:
-    return {
-        name: kind
-        for name, kind in typing.get_type_hints(cls, include_extras=True).items()
-        if name in {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    }
+def _fields(cls: Any) -> dict[str, Any]:
+    """Type hints of a settings dataclass by field, with their limits."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
+def _options(hint: Any) -> tuple[Any, ...]:
     """The types that a field may have: `int | None` has two."""
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if union else (kind,)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
-def _plain(kind: Any) -> Any:
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+def _objection(value: Any, option: Any) -> str:
+    """What a value must be, and is not, to be of a type; empty when it fits."""
+    if typing.get_origin(option) is Annotated:
+        plain, limits = typing.get_args(option)
+        return _objection(value, plain) or ("" if limits.low <= value <= limits.high else str(limits))
+    if typing.get_origin(option) is Literal:
+        choices = typing.get_args(option)
+        return "" if value in choices else f"one of {', '.join(choices)}"
+    if option is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        return "" if is_number else "a number"
+    # Any other type is a path, or settings that were checked when they were made.
+    return "" if option not in _IN_WORDS or type(value) is option else _IN_WORDS[option]
 
 
-def _objection(value: Any, kind: Any) -> str:
-    """What a value of a field must be and is not; empty when it fits."""
-    reasons = []
-    for option in _options(kind):
-        plain = _plain(option)
-        if typing.get_origin(plain) is Literal:
-            choices = typing.get_args(plain)
-            reason = "" if value in choices else f"one of {', '.join(choices)}"
-        elif plain is float:
-            number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-            reason = "" if number else "a number"
-        elif plain in (int, bool, str):
-            reason = "" if type(value) is plain else {int: "a whole number", bool: "True or False", str: "text"}[plain]
-        elif plain is type(None):
-            reason = "" if value is None else "None"
-        else:  # a path, or settings that were checked when they were made
-            reason = ""
-        if not reason and plain is not option:
-            limits = typing.get_args(option)[1]
-            reason = "" if limits.low <= value <= limits.high else str(limits)
-        if not reason:
-            return ""
-        reasons.append(reason)
-    return ", or ".join(reasons)
-
-
-def _parsed(text: str, kind: Any) -> Any:
+def _parsed(text: str, hint: Any) -> Any:
     """A value of a field's type from text. Raises ValueError."""
-    plain = [_plain(option) for option in _options(kind)]
-    if text.lower() == "none" and type(None) in plain:
+    options = _options(hint)
+    kind = getattr(options[0], "__origin__", options[0])  # int of Annotated[int, …]
+    word = text.lower()
+    if word == "none" and type(None) in options:
         return None
-    if plain[0] is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError("must be true or false")
-        return text.lower() == "true"
-    return plain[0](text) if plain[0] in (int, float) else text
+    if kind is bool:
+        return {"true": True, "false": False}.get(word, text)
+    return kind(text) if kind in (int, float) else text

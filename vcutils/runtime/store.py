@@ -6,17 +6,18 @@ is fastest. It is a safetensors file, a tensor (T, D) per clip.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from vcutils.runtime.files import holding, replacing, write_text
+from vcutils.runtime.files import holding, reading, replacing, write_text
 from vcutils.runtime.settings import UserError
 
 MANIFEST = "manifest.jsonl"
@@ -37,12 +38,10 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
-        try:
+        with reading(path, "not a manifest", "delete it and extract again"):
             for line in path.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 rows[row["id"]] = dict(row)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: not a manifest ({error}); delete it and extract again") from error
     return rows
 
 
@@ -66,15 +65,12 @@ class FeatureStore:
         self._cached = 0  # bytes
         self.extracted: dict[str, Any] | None
         if self._pack:  # the manifest, large by now, is read when it is needed
-            self.ids, self.extracted = set(self._pack.places), self._pack.extracted
+            self.ids, self.extracted = set(self._pack.clips), self._pack.extracted
         else:
-            self.ids = {name[:-4] for name in _names(self.folder)}
-            try:
-                if self.manifest:
-                    self.ids &= {i for i, row in self.manifest.items() if "error" not in row}
-                self.extracted = self._extracted()
-            except (KeyError, TypeError, AttributeError) as error:
-                raise self._broken(error) from error
+            self.ids = _file_ids(self.folder)
+            if self.manifest:
+                self.ids &= {i for i, row in self.manifest.items() if "error" not in row}
+            self.extracted = self._extracted()
         if not self.ids:
             raise UserError(f"{folder}: no features; run notebook 01 or `python -m vcutils extract CORPUS`")
         self._first = min(self.ids)
@@ -83,13 +79,7 @@ class FeatureStore:
     @cached_property
     def manifest(self) -> dict[str, dict[str, Any]]:
         """What was extracted, rows by id; empty for features that a corpus brought. Raises UserError when broken."""
-        try:
-            return read_manifest(self.folder)
-        except (OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> UserError:
-        return UserError(f"{self.folder}: its manifest cannot be read ({error}); delete it and extract again")
+        return read_manifest(self.folder)
 
     def _extracted(self) -> dict[str, Any] | None:
         """Backbone, weights and num_frames of all clips; None where no manifest tells."""
@@ -117,19 +107,15 @@ class FeatureStore:
         if self._pack:
             return self._checked(self._pack[video_id], f"{self._pack.path}: {video_id}", "pack")
         path = self.folder / f"{video_id}.npy"
-        try:
-            with open(path, "rb") as file:  # np.load would also take archives
-                features = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
-            raise UserError(f"{path}: not a feature array ({error}); delete it and extract again") from error
+        with reading(path, "not a feature array", "delete it and extract again"), open(path, "rb") as file:
+            features = np.lib.format.read_array(file, allow_pickle=False)  # np.load would also take archives
         if features.dtype.kind == "f" and features.dtype not in (np.float16, np.float32):
             with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused below
                 features = features.astype(np.float32)
         if features.ndim > 2 and features.size:  # e.g. (T, D, 1, 1) of a network that kept its pooled axes
             features = features.reshape(len(features), -1)
         features = self._checked(features, str(path), "extract")
-        row = self.manifest.get(video_id, {})
-        if (frames := row.get("T", len(features))) != len(features):
+        if (frames := self.manifest.get(video_id, {}).get("T", len(features))) != len(features):
             raise UserError(f"{path}: {len(features)} frames, its manifest says {frames}; delete it and extract again")
         if self._cache is not None and self._cached + features.nbytes <= CACHE_BYTES:
             self._cache[video_id] = features
@@ -152,43 +138,37 @@ class _Pack:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / PACK
-        try:
-            with open(self.path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, os.path.getsize(self.path))))
-            about = header.pop("__metadata__")
+        self.clips: dict[str, tuple[np.dtype, list[int], int]] = {}  # data type, shape, position in the file
+        with reading(self.path, "not a whole pack", f"delete it, or pack {folder} again"):
+            position = self.path.stat().st_size
+            with safe_open(self.path, framework="np") as file:  # refuses gaps between clips, and missing or spare bytes
+                about = file.metadata()
+                for video_id in reversed(file.offset_keys()):
+                    entry = file.get_slice(video_id)
+                    dtype, shape = _DTYPES[entry.get_dtype()], entry.get_shape()
+                    position -= math.prod(shape) * dtype.itemsize
+                    self.clips[video_id] = dtype, shape, position
             self.extracted: dict[str, Any] | None = json.loads(about["extracted"])
-            manifest, end = about["manifest"], 0
-            self.places: dict[str, tuple[np.dtype, tuple[int, int], int]] = {}
-            for video_id, entry in header.items():
-                dtype, (frames, dim), (begin, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-                if begin != end or stop - begin != frames * dim * dtype.itemsize:
-                    raise ValueError(f"{video_id}: {frames} x {dim} numbers in bytes {begin} to {stop}")
-                self.places[video_id], end = (dtype, (frames, dim), 8 + length + begin), stop
-            if (size := os.path.getsize(self.path)) != 8 + length + end:
-                raise ValueError(f"{size} bytes, {8 + length + end} expected")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{self.path}: not a whole pack ({error}); delete it, or pack {folder} again") from error
-        other = ""
+            manifest = about["manifest"]
+        changed = ""
         if any(folder.glob("manifest*.jsonl")):  # knows of every file
-            other = "its manifest" if manifest != _manifest_digest(folder) else ""
-        elif unknown := {name[:-4] for name in _names(folder)} - set(self.places):
-            other = f"{min(unknown)}.npy"
-        if other:
+            changed = "its manifest" if manifest != _manifest_digest(folder) else ""
+        elif unknown := _file_ids(folder) - set(self.clips):
+            changed = f"{min(unknown)}.npy"
+        if changed:
             raise UserError(
-                f"{self.path}: {other} is not what was packed; run `python -m vcutils pack {folder}` again, or delete "
-                "the pack"
+                f"{self.path}: {changed} is not what was packed; run `python -m vcutils pack {folder}` again, or "
+                "delete the pack"
             )
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        dtype, shape, offset = self.places[video_id]
+        """Features of a clip as stored; no memory map, since a process dies of one whose file is cut meanwhile."""
+        dtype, shape, position = self.clips[video_id]
         with open(self.path, "rb") as file:  # opened for each clip, so that worker processes can share the store
-            file.seek(offset)
-            data = file.read(shape[0] * shape[1] * dtype.itemsize)
-        try:
-            return np.frombuffer(bytearray(data), dtype).reshape(shape)
-        except ValueError as error:
-            raise UserError(f"{self.path}: was cut while it was in use; pack {self.path.parent} again") from error
+            file.seek(position)
+            data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
+        with reading(self.path, "was cut while it was in use", f"pack {self.path.parent} again"):
+            return np.frombuffer(data, dtype).reshape(shape)
 
 
 def pack(folder: Path, progress: bool = True) -> Path:
@@ -202,19 +182,18 @@ def pack(folder: Path, progress: bool = True) -> Path:
         digest = _manifest_digest(folder)
         about = {"manifest": digest, "extracted": json.dumps(store.extracted)}
         header: dict[str, Any] = {"__metadata__": about}
-        # The header comes first and is known last: blanks, which the format allows there, keep its place.
+        # Reserve space for the header; fill it in at the end. The format allows blanks behind it.
         room = sum(len(json.dumps(i)) + 120 for i in store.ids) + 2 * len(json.dumps(about)) + 64
         room += -room % 8
-        end = 0
+        begin = 0
         with open(temporary, "wb") as file:
             file.seek(8 + room)
             for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", disable=not progress, leave=False):
                 features = store[video_id]
                 name = "F16" if features.dtype == np.float16 else "F32"
-                place = [end, end + features.nbytes]
-                header[video_id] = {"dtype": name, "shape": features.shape, "data_offsets": place}
-                file.write(features.astype(_DTYPES[name]).tobytes())
-                end += features.nbytes
+                offsets = [begin, begin + features.nbytes]
+                header[video_id] = {"dtype": name, "shape": features.shape, "data_offsets": offsets}
+                begin += file.write(features.astype(_DTYPES[name]).tobytes())
             file.seek(0)
             file.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
         if _manifest_digest(folder) != digest:
@@ -222,11 +201,10 @@ def pack(folder: Path, progress: bool = True) -> Path:
     return folder / PACK
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of the `<id>.npy` files of a folder; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    return [name for name in os.listdir(folder) if name.endswith(".npy") and not name.startswith(".")]
+def _file_ids(folder: Path) -> set[str]:
+    """Ids of the `<id>.npy` files of a folder; none where there is no folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {name[:-4] for name in names if name.endswith(".npy") and not name.startswith(".")}
 
 
 def _manifest_digest(folder: Path) -> str:
