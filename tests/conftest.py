@@ -177,10 +177,10 @@ def tiny_data(tiny_config, tiny_corpus, tiny_report):
 def tiny_run(tiny_config, tiny_data):
     """The folder of a run of three epochs on the tiny corpus."""
     from vcutils.scores.coco import References
-    from vcutils.train import train
+    from vcutils.train import Trainer
 
     folder = tiny_config.artifacts / "runs" / "tiny"
-    train(folder, tiny_config, tiny_data, References, progress=False)
+    Trainer(folder, tiny_config, tiny_data, References, progress=False).fit()
     return folder
 
 

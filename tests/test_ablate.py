@@ -15,7 +15,7 @@ def trained(monkeypatch):
     names, fit = [], Trainer.fit
 
     def count(trainer):
-        names.append(trainer.run.name)
+        names.append(trainer.record.run.name)
         return fit(trainer)
 
     monkeypatch.setattr(Trainer, "fit", count)

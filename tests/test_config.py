@@ -11,9 +11,9 @@ import time
 import pytest
 
 from vcutils import config
-from vcutils.config import ORIGINAL_TRAINING, Config, ModelConfig, TrainConfig, UserError, to_json
+from vcutils.config import ORIGINAL_TRAINING, Config, DecodeConfig, ExtractConfig, ModelConfig, TrainConfig, UserError
 from vcutils.runtime.files import holding, replacing, write_text
-from vcutils.runtime.settings import from_dict
+from vcutils.runtime.settings import from_dict, to_json
 
 
 def test_default_profile_is_sample_and_needs_no_download():
@@ -41,19 +41,78 @@ def test_unknown_profile_lists_the_known_ones(monkeypatch):
         Config.from_env()
 
 
-def test_original_profile_holds_the_users_hyperparameters():
-    settings = Config.from_profile("original")
-    train, model = settings.train, settings.model
+def test_original_preset_holds_the_users_hyperparameters():
+    train = ORIGINAL_TRAINING
     assert (train.lr, train.weight_decay, train.epochs, train.warmup_epochs) == (1e-4, 1e-5, 20, 5)
     assert (train.accumulation, train.clip_norm) == (4, 1.0)
     assert (train.batch_size, train.find_batch_size, train.captions_per_clip, train.seed) == (16, True, 1, 42)
-    assert settings.vocab.min_count == 4
-    assert (settings.extract.backbone, settings.extract.num_frames) == ("resnet152", 40)
-    assert {model.embed_dim, model.encoder_dim, model.decoder_dim, model.attention_dim} == {512}
-    assert model.dropout == 0.5
-    assert (model.attention, model.encoder, model.frame_order) == ("additive", "bilstm", "kept")
     assert (train.label_smoothing, train.scheduled_sampling, train.frame_dropout, train.scst_epochs) == (0, 0, 0, 0)
     assert not train.shuffle_features
+
+
+def test_there_are_three_profiles():
+    assert list(config.PROFILES) == ["tiny", "sample", "msvd"]
+    msvd = Config.from_profile("msvd")
+    assert (msvd.extract.backbone, msvd.extract.num_frames, msvd.vocab.min_count) == ("resnet152", 40, 4)
+
+
+def test_no_field_is_filled_in_where_a_number_is_given():
+    """`lr=0.0` became 7e-4 and `captions_per_clip=0` meant all."""
+    given = Config(train=TrainConfig(epochs=0, lr=0.0), model=ModelConfig(dropout=0.0))
+    settings = config.suited(given, 84, 420)
+    assert (settings.train.epochs, settings.train.lr, settings.model.dropout) == (0, 0.0, 0.0)
+    filled = config.suited(Config(), 84, 420)
+    open_fields = [f.name for f in dataclasses.fields(TrainConfig) if getattr(filled.train, f.name) is None]
+    assert open_fields == ["patience", "max_minutes"], "None there means none"
+
+
+BAD_SETTINGS = [
+    (TrainConfig, "epochs", -1),
+    (TrainConfig, "batch_size", 0),
+    (TrainConfig, "captions_per_clip", 0),
+    (TrainConfig, "captions_per_clip", None),
+    (TrainConfig, "lr", -1e-3),
+    (TrainConfig, "lr", float("nan")),
+    (TrainConfig, "warmup_epochs", -1.0),
+    (TrainConfig, "accumulation", 0),
+    (TrainConfig, "accumulation", True),
+    (TrainConfig, "label_smoothing", 1.5),
+    (TrainConfig, "frame_dropout", -0.1),
+    (TrainConfig, "scheduled_sampling", 2.0),
+    (TrainConfig, "precision", "fp8"),
+    (TrainConfig, "checkpoint_every", 0),
+    (TrainConfig, "patience", 0),
+    (TrainConfig, "val_beam_size", 0),
+    (TrainConfig, "max_length", 0),
+    (TrainConfig, "scst_epochs", -1),
+    (TrainConfig, "num_workers", -1),
+    (TrainConfig, "seed", -1),
+    (TrainConfig, "shuffle_features", 1),
+    (ModelConfig, "embed_dim", 0),
+    (ModelConfig, "dropout", 2.0),
+    (ModelConfig, "attention", "dot"),
+    (ModelConfig, "max_frames", 0),
+    (DecodeConfig, "beam_size", 0),
+    (DecodeConfig, "beam_size", 10**6),
+    (DecodeConfig, "max_length", 0),
+    (DecodeConfig, "length_penalty", -1.0),
+    (DecodeConfig, "no_repeat_ngram", 0),
+    (ExtractConfig, "num_frames", 0),
+    (ExtractConfig, "num_frames", "16"),
+    (ExtractConfig, "workers", 0),
+    (ExtractConfig, "patience", -1.0),
+    (config.VocabConfig, "min_count", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), BAD_SETTINGS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_every_field_is_checked_when_settings_are_made(kind, name, value):
+    with pytest.raises(UserError, match=f"^{name}=.*must be"):
+        kind(**{name: value})
+    with pytest.raises(UserError, match=name):
+        dataclasses.replace(kind(), **{name: value})
+    with pytest.raises(UserError, match=name):
+        from_dict(kind, {name: value})
 
 
 def test_corpus_variable_counts_from_the_project_root_wherever_the_notebook_runs(monkeypatch, tmp_path):
@@ -163,7 +222,7 @@ def test_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path, mon
     with monkeypatch.context() as patched, pytest.raises(UserError) as caught:
         patched.setattr(*{
             "mkdir": ("pathlib.Path.mkdir", fail),
-            "open": ("tempfile.mkstemp", fail),
+            "open": ("filelock.FileLock.acquire", fail),
             "write": ("pathlib.Path.write_text", fail),
             "replace": ("os.replace", fail),
         }[call])  # fmt: skip
@@ -177,9 +236,10 @@ def test_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path, mon
 def hold_elsewhere(repo):
     """Function: start a process that holds a folder, with a forked child, and is writing a file there."""
     script = (
-        "import os, sys, time; from pathlib import Path; from vcutils.config import holding, replacing\n"
+        "import os, sys, time; from pathlib import Path; from vcutils.runtime.files import holding, replacing\n"
         "folder = Path(sys.argv[1])\n"
         "with holding(folder, 'train'), replacing(folder / 'best' / 'file') as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
         "    if hasattr(os, 'fork') and not os.fork(): time.sleep(20); os._exit(0)\n"
         "    print('ready', flush=True); time.sleep(20)"
     )
@@ -217,8 +277,10 @@ def test_killed_process_leaves_nothing_behind_after_the_next_run(tmp_path):
     (tmp_path / "last").mkdir()
     for name in (".tmp-abc", "last/.tmp-def.safetensors"):
         (tmp_path / name).write_bytes(b"half")
-    with replacing(tmp_path / "last" / "mine") as temporary, holding(tmp_path, "train"):
-        assert temporary.exists() and len(list(tmp_path.rglob(".tmp-*"))) == 1
+    with replacing(tmp_path / "last" / "mine") as temporary:
+        temporary.write_bytes(b"half")
+        with holding(tmp_path, "train"):
+            assert temporary.exists() and len(list(tmp_path.rglob(".tmp-*"))) == 1
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["last", "mine"]
 
 
@@ -232,34 +294,40 @@ def test_hold_in_the_same_process_is_refused_and_ends_with_its_body(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_held_is_named(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_held_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*cannot be written"), holding(tmp_path / "file", "train"):
-        pass
-    monkeypatch.setattr("vcutils.config._lock", lambda handle: None)
-    with pytest.warns(UserWarning, match="no locks"), holding(tmp_path, "train"):
         pass
 
 
 def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
     sizes = {"sample": (84, 420), "medium": (420, 8400), "large": (3151, 63020)}
-    found = {}
+    chosen = {}
     for name, size in sizes.items():
         settings = config.suited(Config(), *size)
         train = settings.train
-        found[name] = (train.epochs, train.batch_size, train.lr, train.val_beam_size, settings.model.dropout)
+        chosen[name] = (train.epochs, train.batch_size, train.lr, train.val_beam_size, settings.model.dropout)
     large = (20, 32, 2e-3, 1, 0.3)
-    assert found == {"sample": (20, 4, 7e-4, 5, 0.5), "medium": (30, 8, 2e-3, 1, 0.3), "large": large}
-    original = Config.from_profile("original")
-    assert config.suited(original, 84, 420) == original
+    assert chosen == {"sample": (20, 4, 7e-4, 5, 0.5), "medium": (30, 8, 2e-3, 1, 0.3), "large": large}
+    given = Config(model=ModelConfig(dropout=0.0), train=dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0))
+    assert config.suited(given, 84, 420) == given, "a real 0 is a 0"
 
 
 def test_single_settings_change_by_one_variable(monkeypatch):
-    monkeypatch.setenv("VCUTILS_SET", "train.epochs=3, model.dropout=none decode.beam_size=2 extract.own_features=False")
-    config = Config.from_env()
-    assert (config.train.epochs, config.model.dropout, config.decode.beam_size) == (3, None, 2)
-    assert config.extract.own_features is False
-    assert Config.from_profile("msvd").changed("train=original").train == ORIGINAL_TRAINING
+    monkeypatch.setenv(
+        "VCUTILS_SET", "train.epochs=3, model.dropout=none decode.beam_size=2 extract.own_features=False"
+    )
+    settings = Config.from_env()
+    assert (settings.train.epochs, settings.model.dropout, settings.decode.beam_size) == (3, None, 2)
+    assert settings.extract.own_features is False
+
+
+def test_original_notebooks_training_is_a_preset(monkeypatch):
+    monkeypatch.setenv("VCUTILS_PROFILE", "msvd")
+    monkeypatch.setenv("VCUTILS_SET", "train=original")
+    assert Config.from_env().train == ORIGINAL_TRAINING
+    monkeypatch.setenv("VCUTILS_SET", "train=original train.epochs=3")
+    assert Config.from_env().train == dataclasses.replace(ORIGINAL_TRAINING, epochs=3)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vcutils.config import DecodeConfig
-from vcutils.dataset import Batch
-from vcutils.decode import caption_clips, generate
+from vcutils.dataset import Batch, pad_frames
+from vcutils.decode import beam_search, captions_of, generate, greedy_search, predict
 from vcutils.model import caption_loss
 from vcutils.vocab import END, PAD, SPECIALS, START, UNK, Vocabulary
 
@@ -39,7 +39,7 @@ def log_prob_of(model, vocabulary, features, hypothesis):
     targets = ids[1:] + ([END] if hypothesis.end_attention is not None else [])
     inputs = torch.tensor(ids[: len(targets)])[None, None]
     logits, weights = model(features[None], torch.ones(1, len(features), dtype=torch.bool), inputs)
-    return logits.log_softmax(-1)[range(len(targets)), targets].numpy(), weights[0, 0].numpy()
+    return logits[0, 0].log_softmax(-1)[range(len(targets)), targets].numpy(), weights[0, 0].numpy()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def decided(small_model):
     def build(end=0.0, **kwargs):
         model = small_model(**{"sharpness": 4.0, **kwargs})
         with torch.no_grad():
-            model.decoder.words.bias[END] += end
+            model.decoder.output.bias[END] += end
         return model
 
     return build
@@ -146,7 +146,7 @@ def test_beam_as_wide_as_everything_finds_what_exhaustive_search_finds(small_mod
                 inputs = torch.tensor([START, *targets[:-1]])[None, None]
                 with torch.no_grad():
                     logits, _ = model(row[None, :count], torch.ones(1, count, dtype=torch.bool), inputs)
-                total = float(logits.log_softmax(-1)[range(len(targets)), targets].sum())
+                total = float(logits[0, 0].log_softmax(-1)[range(len(targets)), targets].sum())
                 words = tuple(vocabulary.words[i] for i in ids)
                 everything[words] = (size < 3, total / len(targets) ** penalty, total)
         assert {tuple(h.words) for h in hypotheses} == set(everything) and len(hypotheses) == 39
@@ -210,7 +210,7 @@ def test_caption_that_ends_at_once_has_one_word(decided, vocabulary, clips, beam
 def test_special_words_are_never_said(decided, vocabulary, clips, beam_size):
     model = decided()
     with torch.no_grad():
-        model.decoder.words.bias[[PAD, START, UNK]] += 100
+        model.decoder.output.bias[[PAD, START, UNK]] += 100
     for hypotheses in generate(model, vocabulary, *clips, DecodeConfig(beam_size, max_length=5)):
         assert hypotheses and not {w for h in hypotheses for w in h.words} & set(SPECIALS)
 
@@ -260,14 +260,17 @@ def test_model_keeps_its_mode_and_dropout_is_off(decided, vocabulary, clips):
     assert [h[0].log_prob for h in one] == [h[0].log_prob for h in other]
 
 
-def test_caption_clips_names_every_clip(decided, vocabulary, clips):
-    features, mask = clips
+def test_predict_gives_every_clip_its_best_hypothesis(decided, vocabulary):
+    clips = {i: torch.randn(n, 5, generator=torch.Generator().manual_seed(n)).numpy() for n, i in enumerate("abc", 2)}
     model, config = decided(), DecodeConfig(max_length=5)
-    batches = [(["a", "b"], features[:2], mask[:2]), (["c"], features[2:3], mask[2:3])]
-    found = dict(caption_clips(model, vocabulary, batches, config))
-    assert list(found) == ["a", "b", "c"]
-    together = generate(model, vocabulary, features, mask, config)
-    assert [h[0].words for h in found.values()] == [h[0].words for h in together[:3]]
+    hypotheses = predict(model, vocabulary, clips, ["c", "a", "b"], config)
+    assert list(hypotheses) == ["c", "a", "b"]
+    for i, features in clips.items():
+        ((best, *_),) = generate(model, vocabulary, *pad_frames([features]), config)
+        assert hypotheses[i].words == best.words and np.allclose(hypotheses[i].attention, best.attention, atol=1e-5)
+    assert captions_of(hypotheses) == {i: " ".join(h.words) for i, h in hypotheses.items()}
+    swapped = predict(model, vocabulary, clips, ["a", "b"], config, sources=["b", "a"])
+    assert swapped["a"].words == hypotheses["b"].words and swapped["b"].words == hypotheses["a"].words
 
 
 def test_a_good_long_caption_is_not_cut_off_by_poor_short_ones(decided, vocabulary, random_clips):
@@ -279,9 +282,23 @@ def test_a_good_long_caption_is_not_cut_off_by_poor_short_ones(decided, vocabula
     batch = Batch(["long"], features, mask, torch.tensor([[[START, *said, END]]]))
     for _ in range(60):
         optimizer.zero_grad()
-        caption_loss(model, batch).backward()
+        caption_loss(model(features, mask, batch.inputs)[0], batch.targets).backward()
         optimizer.step()
     for beam_size in (1, 3, 8):
         assert (
             generate(model, vocabulary, features, mask, DecodeConfig(beam_size))[0][0].caption == "a dog runs and sits"
         )
+
+
+@pytest.mark.parametrize("end", [-1.0, 0.5, 2.0])
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def test_lessons_searches_and_the_batched_one_say_the_same(decided, vocabulary, clips, end, beam_size):
+    model, (features, mask) = decided(end, seed=3), clips
+    config = DecodeConfig(beam_size, max_length=7)
+    for row, count, hypotheses in zip(
+        features, lengths(mask), generate(model, vocabulary, *clips, config), strict=True
+    ):
+        words = [vocabulary.index[word] for word in hypotheses[0].words]
+        assert beam_search(model, row[:count], beam_size, 7) == words
+        if beam_size == 1:
+            assert greedy_search(model, row[:count], 7) == words

@@ -19,6 +19,7 @@ from vcutils.features import extract_corpus
 @pytest.fixture
 def settings(tmp_path, monkeypatch, fake_backbone):
     """Function: the settings for a corpus, with a backbone of twelve numbers per frame."""
+
     def make(root):
         return dataclasses.replace(Config(), corpus=root, data=tmp_path / "data", extract=ExtractConfig(num_frames=5))
 

@@ -73,7 +73,11 @@ def test_protocol_tells_what_a_reader_must_know(run, result):
     protocol = result["protocol"]
     assert protocol["clips"] == len(run.data.splits["test"]) and protocol["split"] == "test" and protocol["beam"] == 2
     assert protocol["references per clip"] == {"min": 5, "mean": 5.0, "max": 5}
-    assert protocol["features"] == "efficientnet_lite0" and protocol["frames per clip"] == 6
+    assert protocol["features"] == "efficientnet_lite0" and protocol["frames per clip"] == {
+        "min": 6,
+        "mean": 6.0,
+        "max": 6,
+    }
     assert protocol["seeds"] == [0] and {"torch", "numpy", "pycocoevalcap"} <= set(protocol["versions"])
 
 
@@ -154,11 +158,9 @@ def test_human_line_leaves_the_judged_caption_out():
 def test_one_broken_clip_does_not_stop_the_others(run, tiny_corpus, tmp_path):
     good = tiny_corpus.clips[run.data.splits["test"][0]]
     (tmp_path / "broken.mp4").write_text("no video")
-    found = dict(caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig()))
-    assert isinstance(found[tmp_path / "broken.mp4"], UserError) and isinstance(
-        found[tmp_path / "missing.mp4"], UserError
-    )
-    hypothesis, times = found[good]
+    results = dict(caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig()))
+    assert all(isinstance(results[tmp_path / f"{name}.mp4"], UserError) for name in ("broken", "missing"))
+    hypothesis, times = results[good]
     stored = predict(run.model, run.vocabulary, run.data.store, run.data.splits["test"][:1], DecodeConfig())
     assert hypothesis.words == next(iter(stored.values())).words, "any clip is seen as the corpus was"
     assert len(times) == hypothesis.attention.shape[1] == 6
@@ -166,10 +168,10 @@ def test_one_broken_clip_does_not_stop_the_others(run, tiny_corpus, tmp_path):
 
 def test_thumbnails_and_times_are_those_of_the_features(run, tiny_corpus):
     video_id = run.data.splits["test"][0]
-    pictures = thumbnails(run, video_id, height=60)
-    assert len(pictures) == len(timestamps(run, video_id)) == len(run.data.store[video_id])
+    pictures = run.thumbnails(video_id, height=60)
+    assert len(pictures) == len(run.timestamps(video_id)) == len(run.data.store[video_id])
     assert pictures[0].shape == (60, 80, 3)
-    assert timestamps(run, video_id) == sorted(timestamps(run, video_id)) and timestamps(run, video_id)[-1] > 1
+    assert run.timestamps(video_id) == sorted(run.timestamps(video_id)) and run.timestamps(video_id)[-1] > 1
 
 
 def test_example_pictures_are_drawn(run, tmp_path):

@@ -14,8 +14,9 @@ from vcutils import features
 from vcutils.config import ExtractConfig, UserError
 from vcutils.corpora import open_corpus
 from vcutils.features import clip_features, extract_corpus, feature_folder
-from vcutils.runtime import backbones, ledger
+from vcutils.runtime import backbones, ledger, pipeline
 from vcutils.runtime.backbones import BackboneError, load_backbone
+from vcutils.runtime.cluster import extract_with_ray
 from vcutils.runtime.store import read_manifest
 from vcutils.video import sample_frames
 
@@ -63,7 +64,7 @@ def test_pixels_reach_the_network_as_the_weights_want_them(lite0):
 def unfolded(monkeypatch, name):
     """A network as it is published, and as it is used."""
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "_fold_norms", lambda model, _: model)
+        patch.setattr(backbones, "_fold_norms", lambda model, _: model)
         published = load_backbone(name, torch.device("cpu"))
     return published.model, load_backbone(name, torch.device("cpu")).model
 
@@ -272,8 +273,8 @@ def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
-    real, clock = extract.decode_clips, iter(range(0, 10**6, 10))
-    monkeypatch.setattr(extract, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
+    real, clock = pipeline.decode_clips, iter(range(0, 10**6, 10))
+    monkeypatch.setattr(ledger, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
 
     def cut(*args):
         for video_id, frames in real(*args):
@@ -281,13 +282,13 @@ def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, erro
                 raise error
             yield video_id, frames
 
-    monkeypatch.setattr(extract, "decode_clips", cut)
+    monkeypatch.setattr(pipeline, "decode_clips", cut)
     with pytest.raises(error):
         run(root, tmp_path / "out")
     folder = tmp_path / "out" / "features" / "colours"
     kept = sorted(stored(folder))
     assert kept and "v5" not in kept
-    monkeypatch.setattr(extract, "decode_clips", real)
+    monkeypatch.setattr(pipeline, "decode_clips", real)
     report = run(root, tmp_path / "out")
     assert report.skipped == kept and sorted(report.skipped + report.written) == [f"v{i}" for i in range(8)]
     whole = run(root, tmp_path / "whole")

@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from vcutils.attention.measures import ground, read_events
 from vcutils.cli import main
-from vcutils.config import Config, ExtractConfig, UserError, to_json
+from vcutils.config import Config, ExtractConfig, UserError
 from vcutils.corpora import open_corpus, open_run
 from vcutils.corpora.readers import read_captions
 from vcutils.corpus import make_splits, read_splits
 from vcutils.dataset import load_data
 from vcutils.decode import Hypothesis
 from vcutils.runtime.checkpoints import check_resumable, read_log, run_config, save_model
+from vcutils.runtime.settings import to_json
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.coco import References, read_predictions, read_references
 from vcutils.scores.runs import load_model, sister_runs
@@ -58,8 +59,16 @@ def home(tmp_path, small_model):
     vocabulary.save(artifacts / "vocab.json")
     run = artifacts / "runs" / "r"
     model = small_model(vocab_size=len(vocabulary))
+    data = load_data(corpus, artifacts, COLOURS)
+    about = {
+        "model": dataclasses.asdict(model.config),
+        "vocab_size": len(vocabulary),
+        "feature_dim": 5,
+        "corpus": "mine",
+    }
+    about |= {"features": "colours", "extracted": data.store.extracted}
     for name in ("best", "last"):
-        save_model(run / name, model, model.config, load_data(corpus, artifacts, COLOURS))
+        save_model(run / name, model, about, vocabulary)
     where = {"corpus_dir": str(root), "features": str(features)}
     (run / "config.json").write_text(json.dumps(where | json.loads(to_json(Config.from_profile("tiny")))))
     return tmp_path
@@ -451,7 +460,7 @@ def other_words(best):
     json_with("vocab.json", words=[*SPECIALS, *reversed(words(best)[4:])])(best)
 
 
-WORDS = "decoder.words.bias"
+WORDS = "decoder.output.bias"
 CHECKPOINTS = {
     "missing weights": ("model.safetensors", lambda best: (best / "model.safetensors").unlink()),
     "truncated weights": ("model.safetensors", bytes_of("model.safetensors", lambda b: b[:-100])),
@@ -545,7 +554,7 @@ def test_features_of_another_kind_are_refused_with_both_sides(home, refused, cha
     folder = rewrite_manifest(home, change).parent
     data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
     with pytest.raises(UserError) as resumed:
-        check_resumable(run / "last", data)
+        check_resumable(run / "last", data.store, data.vocabulary.words)
     evaluated, explored = refused("evaluate", run), refused("explore", run, "e", "--out", home / "page.html")
     for message in (evaluated, explored, str(resumed.value)):
         assert str(folder) in message and str(run) in message
@@ -586,10 +595,12 @@ def test_timm_features_are_not_taken_for_torchvision_ones_of_the_same_name(home)
 def test_resume_with_another_vocabulary_is_refused(home):
     artifacts = home / "data" / "mine"
     last = artifacts / "runs" / "r" / "last"
-    check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, COLOURS))
+    data = load_data(open_corpus(home / "mine"), artifacts, COLOURS)
+    check_resumable(last, data.store, data.vocabulary.words)
     other_words(artifacts)
-    with pytest.raises(UserError, match=r"vocab\.json.*mine"):
-        check_resumable(last, load_data(open_corpus(home / "mine"), artifacts, COLOURS))
+    data = load_data(open_corpus(home / "mine"), artifacts, COLOURS)
+    with pytest.raises(UserError, match=r"mine.*vocab\.json: not the vocabulary"):
+        check_resumable(last, data.store, data.vocabulary.words)
 
 
 def test_run_of_features_that_were_extracted_anew_is_no_sister(home):
@@ -599,16 +610,16 @@ def test_run_of_features_that_were_extracted_anew_is_no_sister(home):
     put(runs / "old" / "config.json", config | {"train": config["train"] | {"seed": 1}})
     assert [sister.folder.name for sister in sister_runs(open_run(runs / "r"))] == ["old"]
     rewrite_manifest(home, {"num_frames": 8})
-    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
-    model, _, _ = load_model(runs / "r" / "best")
-    save_model(runs / "r" / "best", model, model.config, data)
+    model, vocabulary, about = load_model(runs / "r" / "best")
+    extracted = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS).store.extracted
+    save_model(runs / "r" / "best", model, about | {"extracted": extracted}, vocabulary)
     assert sister_runs(open_run(runs / "r")) == []
 
 
 def test_new_clips_are_sampled_as_the_features_were(home, fake_backbone, monkeypatch):
     """The profile says six frames per clip; the run's features were extracted with three."""
     run = open_run(home / "data" / "mine" / "runs" / "r")
-    assert run.config["extract"]["num_frames"] == 6 and run.num_frames == 3
+    assert run.config["extract"]["num_frames"] == 6 and run.extract.num_frames == 3
     with pytest.raises(UserError, match=r"weights v1.*weights none"):
         run.backbone  # noqa: B018
 
@@ -617,7 +628,7 @@ def test_new_clips_are_sampled_as_the_features_were(home, fake_backbone, monkeyp
 
 
 def test_nothing_is_ever_unpickled(repo):
-    sources = [*(repo / "vcutils").glob("*.py"), *(repo / "notebooks").glob("*.py")]
+    sources = [*(repo / "vcutils").rglob("*.py"), *(repo / "notebooks").glob("*.py")]
     for path in sources:
         text = path.read_text("utf-8")
         assert not re.search(r"^\s*(import|from) (pickle|joblib|dill|shelve|marshal)\b", text, re.M), path

@@ -1,4 +1,4 @@
-"""The promises that the repository makes about itself: notebooks, README, Makefile, module order."""
+"""The promises that the repository makes about itself: notebooks, README, Makefile, who may import whom."""
 
 import ast
 import json
@@ -12,10 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ORDER = (
-    "config sample corpus video workers extract store vocab dataset model decode ptb metrics doctor reinforce "
-    "checkpoint train evaluate ablate attention trust page explorer cli"
-).split()
+LESSON = ("config", "corpus", "video", "features", "vocab", "dataset", "model", "decode", "train")
+FOLDERS = ("runtime", "scores", "attention", "corpora", "course")
+MODULES = sorted((ROOT / "vcutils").rglob("*.py"))
 
 
 def code_cells(path: Path) -> list[dict]:
@@ -70,19 +69,69 @@ def test_ci_runs_the_readme_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1]
 
 
-def test_modules_import_only_from_their_left():
-    modules = sorted(p.stem for p in (ROOT / "vcutils").glob("[a-z]*.py"))
-    assert set(modules) <= set(ORDER), "a module without a place in the house"
-    for name in modules:
-        tree = ast.parse((ROOT / "vcutils" / f"{name}.py").read_text("utf-8"))
-        used = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "vcutils":
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vcutils."):
-                used.add(node.module.split(".")[1])
-        right = {u for u in used if u in ORDER and ORDER.index(u) >= ORDER.index(name)}
-        assert not right, f"{name} imports {right}, which stand right of it"
+def allowed(path: Path) -> set[str]:
+    """What a module of the package may import of it: names of lesson modules, folders and cli."""
+    part = path.relative_to(ROOT / "vcutils").parts[0].removesuffix(".py")
+    if part in LESSON:
+        return {*LESSON[: LESSON.index(part)], "runtime"}
+    if part == "runtime":
+        return {"config", "video", "runtime"}
+    if part in FOLDERS:
+        return {*LESSON, *FOLDERS[: FOLDERS.index(part) + 1]}
+    return {"cli": {*LESSON, *FOLDERS}, "__main__": {"cli"}, "__init__": set()}[part]
+
+
+def imported(path: Path) -> set[str]:
+    """What a module imports of the package, inside functions and under TYPE_CHECKING too."""
+    modules, folder = set(), ["vcutils", *path.relative_to(ROOT / "vcutils").parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*folder[: len(folder) + 1 - node.level], *filter(None, [node.module])])
+            base = base if node.level else str(node.module)
+            modules |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in modules if name.startswith("vcutils.")} - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT / "vcutils").as_posix())
+def test_modules_import_what_stands_above_them(path):
+    """The lesson reads top to bottom; what makes it fast and safe stands behind it, not in its way."""
+    assert imported(path) <= allowed(path)
+
+
+def test_every_module_has_a_place_in_the_house():
+    names = {path.relative_to(ROOT / "vcutils").parts[0].removesuffix(".py") for path in MODULES}
+    assert {*LESSON, "runtime", "scores", "attention", "corpora", "cli", "__main__", "__init__"} <= names
+    assert names <= {*LESSON, *FOLDERS, "cli", "__main__", "__init__"}
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+def test_lesson_is_read_in_an_evening():
+    sizes = {name: len(lines_of(ROOT / "vcutils" / f"{name}.py")) for name in LESSON}
+    assert max(sizes.values()) <= 220 and sum(sizes.values()) <= 1300, sizes
+
+
+@pytest.mark.parametrize("name", LESSON)
+def test_lesson_fits_a_page_in_width(name):
+    long = [n for n, line in enumerate(lines_of(ROOT / "vcutils" / f"{name}.py"), 1) if len(line) > 100]
+    assert not long, f"{name}.py: longer than 100 columns: lines {long}"
+
+
+def test_package_stays_small():
+    """With coursework left out: it is counted by itself."""
+    counted = [path for path in MODULES if "course" not in path.relative_to(ROOT / "vcutils").parts]
+    assert sum(len(lines_of(path)) for path in counted) <= 5800
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if (ROOT / "vcutils" / f).is_dir()])
+def test_every_folder_says_what_it_is_for(folder):
+    path = ROOT / "vcutils" / folder / "__init__.py"
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert text and len(text.split()) >= 5, f"{path} does not say what the folder is for"
 
 
 def test_neither_the_package_nor_its_help_waits_for_torch():

@@ -41,19 +41,20 @@ def launcher():
     import torch
     from torch import nn
 
-    import vcutils.attention.page  # noqa: F401  what the verbs import, once for all of them
-    import vcutils.scores.ablations
+    from vcutils import features
     from vcutils.cli import main
     from vcutils.runtime import backbones
     from vcutils.runtime.decoding import Resize
+    from vcutils.scores import runs
     from vcutils.vocab import tokenize
 
     def colours(name, device=None):
         model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
         size = (16, 16)
-        return extract.Backbone(name, "none", model, Resize(size, size), (0.0,) * 3, (255.0,) * 3, torch.device("cpu"))
+        resize, cpu = Resize(size, size), torch.device("cpu")
+        return backbones.Backbone(name, "none", model, resize, (0.0,) * 3, (255.0,) * 3, cpu)
 
-    extract.load_backbone = colours
+    features.load_backbone = runs.load_backbone = colours
     tokenize("a cat")  # imports its rules
     for verb in STAGES:  # its first use prepares its options
         with contextlib.redirect_stderr(io.StringIO()):
@@ -99,17 +100,17 @@ def attempt(request, args):
         sys.addaudithook(hook)
         import torch
 
+        from vcutils import train
         from vcutils.cli import main
-        from vcutils.train import train
 
-        loss = train.caption_loss
+        loss = train.fast_loss
 
         def counted(*args, **kwargs):
             if torch.is_grad_enabled():
                 os.write(steps, b".")
             return loss(*args, **kwargs)
 
-        train.caption_loss = counted
+        train.fast_loss = counted
         code = main(args)
         sys.stdout.flush()
     except SystemExit as error:
@@ -180,7 +181,7 @@ class Project:
         found, expected = self.files(), self.after[stage]
         assert set(self.before[stage]) - {"mine/runs/default/log.csv"} <= set(found)
         for name, content in found.items():
-            if Path(name).name.startswith(".tmp-") or name.endswith(".lock"):
+            if Path(name).name.startswith((".tmp-", ".lock-.tmp-")) or name.endswith(".lock"):
                 continue
             assert name in expected, f"{name} is nothing that {stage} makes"
             if name.endswith(".safetensors"):

@@ -6,7 +6,8 @@ import pytest
 
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import unreadable_clips
-from vcutils.video import frame_indices, frames_at, sample_frames
+from vcutils.runtime.pictures import frames_at
+from vcutils.video import frame_indices, sample_frames
 
 
 def decode_all(path):

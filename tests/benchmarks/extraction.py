@@ -61,14 +61,14 @@ def measure() -> list[Row]:
 def network_sides(load: Callable[[], Backbone], corpus: Corpus, cores: int, repeats: int = 3) -> list[float]:
     """Medians of frames/s, measured in turn: ours, the plain loop, the floor."""
     backbone = load()
-    with mock.patch.object(extract, "_fold_norms", lambda model, _: model):  # as the network is published
+    with mock.patch.object(backbones, "_fold_norms", lambda model, _: model):  # as the network is published
         plain_backbone = load()
     plain_backbone.model.to(memory_format=torch.contiguous_format)
     config = ExtractConfig(backbone.name, FRAMES)
     pictures = np.stack([i for p in corpus.clips.values() for i in sample_frames(p, FRAMES, backbone.resize).images])
 
     def ours() -> float:
-        with tempfile.TemporaryDirectory() as out, mock.patch.object(extract, "load_backbone", lambda _: backbone):
+        with tempfile.TemporaryDirectory() as out, mock.patch("vcutils.features.load_backbone", lambda _: backbone):
             return len(pictures) / seconds(lambda: extract_corpus(corpus, Path(out), config, progress=False))
 
     def naive() -> float:

@@ -32,7 +32,7 @@ def write(folder: Path, clips: int) -> None:
 
 def epoch(folder: Path) -> dict[str, float]:
     """Open the corpus and go through its batches once; run in a process of its own, whose memory is measured."""
-    from vcutils.dataset import CaptionDataset, make_loader
+    from vcutils.dataset import CaptionData, CaptionDataset, make_loader
     from vcutils.runtime.store import FeatureStore
     from vcutils.vocab import SPECIALS, Vocabulary
 
@@ -40,13 +40,15 @@ def epoch(folder: Path) -> dict[str, float]:
     store = FeatureStore(folder)
     ids = sorted(store.ids)
     captions = {i: ["a cat runs", "a dog sleeps"] for i in ids}  # cut into words once, as in any later epoch
-    dataset = CaptionDataset(store, captions, ids, Vocabulary((*SPECIALS, "cat"), (0,) * 5), 1)
+    splits = {"all": ids, "few": ids[:256]}
+    data = CaptionData(folder, store, captions, splits, Vocabulary((*SPECIALS, "cat"), (0,) * 5))
+    dataset = CaptionDataset(data, "all", 1, 24)
     opened = perf_counter() - begun
     memory = psutil.Process().memory_info  # as it is now: the peak would be that of the imports
-    list(make_loader(CaptionDataset(store, captions, ids[:256], dataset.vocabulary, 1), 64))  # warm-up
+    list(make_loader(CaptionDataset(data, "few", 1, 24), 64))  # warm-up
     before = most = memory().rss
     begun = perf_counter()
-    for _ in make_loader(dataset, 64, shuffle=True):
+    for _ in make_loader(dataset, 64):
         most = max(most, memory().rss)
     return {"opened": opened, "epoch": perf_counter() - begun, "grown": (most - before) / 2**20}
 

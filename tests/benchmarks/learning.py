@@ -20,6 +20,7 @@ from vcutils.corpora import open_corpus
 from vcutils.dataset import CaptionData, load_data
 from vcutils.model import CaptionModel
 from vcutils.scores import coco as metrics
+from vcutils.scores.coco import References
 from vcutils.train import Trainer
 
 LEVEL = 0.15  # CIDEr of greedy captions on validation; a model that says one sentence of every clip has less
@@ -47,7 +48,7 @@ def ours(config: Config, data: CaptionData) -> float:
     with tempfile.TemporaryDirectory() as folder:
         begun = perf_counter()
         try:
-            UntilLevel(Path(folder), config, data, progress=False).fit()
+            UntilLevel(Path(folder), config, data, References, progress=False).fit()
         except Reached:
             return perf_counter() - begun
     raise SystemExit(f"learning: CIDEr {LEVEL} was never reached on {data.root}")
@@ -82,7 +83,7 @@ def measure() -> list[Row]:
     torch.manual_seed(0)
     seconds = ours(config, data)
     rows = []
-    rates = {f"plain learning rate {ORIGINAL_TRAINING.lr:g}": ORIGINAL_TRAINING.lr, "plain learning rate as ours": 0.0}
+    rates = {f"plain learning rate {ORIGINAL_TRAINING.lr:g}": ORIGINAL_TRAINING.lr, "plain learning rate as ours": None}
     for name, lr in rates.items():
         settings = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=lr))
         base, cider = plain_loop(settings, data, PATIENCE * seconds)

@@ -74,7 +74,7 @@ def train_epoch(model: CaptionModel, optimizer: torch.optim.Optimizer, data: Cap
 def first_state(model: CaptionModel, values: Tensor) -> tuple[Tensor, Tensor]:
     """The decoder's state before the first word, from the encoded frames (B, T, C)."""
     mean = values.mean(dim=1)
-    return torch.tanh(model.decoder.init_hidden(mean)), torch.tanh(model.decoder.init_cell(mean))
+    return torch.tanh(model.decoder.init_h(mean)), torch.tanh(model.decoder.init_c(mean))
 
 
 def step(
@@ -85,10 +85,10 @@ def step(
     scores = attention.score(torch.tanh(attention.keys(values) + attention.query(hidden)[:, None]))
     context = (scores.softmax(dim=1) * values).sum(dim=1)
     gates = decoder.word_gates(decoder.dropout(decoder.embed(words)))
-    gates = gates + decoder.gates(torch.cat([context, hidden], dim=1))
-    take, keep, new, show = gates.chunk(4, dim=1)
-    cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
-    hidden = show.sigmoid() * cell.tanh()
+    gates = gates + decoder.state_gates(torch.cat([context, hidden], dim=1))
+    i, f, g, o = gates.chunk(4, dim=1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    hidden = o.sigmoid() * cell.tanh()
     return decoder.logits(hidden, context), (hidden, cell)
 
 

@@ -12,6 +12,7 @@ from vcutils.config import Config, ModelConfig, TrainConfig
 from vcutils.dataset import CaptionData
 from vcutils.model import CaptionModel
 from vcutils.runtime.store import FeatureStore
+from vcutils.scores.coco import References
 from vcutils.train import Trainer
 from vcutils.vocab import SPECIALS, Vocabulary
 

@@ -16,6 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from vcutils.scores import coco as metrics
+from vcutils.scores.ptb import ptb_words
 
 SHARED = Path(os.environ.get("VCUTILS_SHARED") or Path(__file__).parents[2] / "shared")
 GOLD = sorted((SHARED / "gold").glob("*.json"))
@@ -144,29 +145,29 @@ def java_words(captions: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("caption", "words"), PTB)
-def test_tokenize_gives_the_protocols_words(caption, words):
-    assert " ".join(metrics.tokenize(caption)) == words
+def test_ptb_words_are_the_protocols(caption, words):
+    assert " ".join(ptb_words(caption)) == words
 
 
 @needs_java
-def test_tokenize_equals_the_java_tool():
+def test_ptb_words_equal_the_java_tools():
     captions = [caption for caption, _ in PTB] + noisy_captions(5000)
     differ = [
         (caption, expected, found)
         for caption, expected in zip(captions, java_words(captions), strict=True)
-        if (found := " ".join(metrics.tokenize(caption))) != expected
+        if (found := " ".join(ptb_words(caption))) != expected
     ]
     assert differ == []
 
 
-def test_tokenize_equals_gold_examples(gold):
+def test_ptb_words_equal_gold_examples(gold):
     for caption, words in gold.get("ptb_examples", {}).values():
-        assert " ".join(metrics.tokenize(caption)) == words
+        assert " ".join(ptb_words(caption)) == words
 
 
 def test_following_caption_decides_as_in_the_java_tool():
-    assert metrics.tokenize("plan b.") == ["plan", "b."]
-    assert metrics.tokenize("plan b.", "A man runs") == ["plan", "b"]
+    assert ptb_words("plan b.") == ["plan", "b."]
+    assert ptb_words("plan b.", "A man runs") == ["plan", "b"]
 
 
 def test_scores_equal_gold_to_four_decimals(gold):
@@ -184,8 +185,8 @@ def test_meteor_equals_gold_to_four_decimals(gold):
 
 
 def test_scores_equal_the_toolkits_own_classes():
-    texts = {i: [" ".join(metrics.tokenize(c)) for c in captions] for i, captions in REFERENCES.items()}
-    hypotheses = {i: [" ".join(metrics.tokenize(c))] for i, c in PREDICTIONS.items()}
+    texts = {i: [" ".join(ptb_words(c)) for c in captions] for i, captions in REFERENCES.items()}
+    hypotheses = {i: [" ".join(ptb_words(c))] for i, c in PREDICTIONS.items()}
     per_clip = metrics.score_per_clip(PREDICTIONS, REFERENCES, NO_JAVA)
     scores = metrics.score(PREDICTIONS, REFERENCES, NO_JAVA)
 
@@ -240,15 +241,39 @@ def test_references_reused_equal_one_shot():
         assert found == metrics.score_per_clip(predictions, REFERENCES, NO_JAVA)
 
 
+def test_cider_reward_is_the_toolkits_with_the_end_as_a_word():
+    references = metrics.References(REFERENCES)
+    end = " " + metrics.END
+    texts = {i: [" ".join(ptb_words(c)) + end for c in captions] for i, captions in REFERENCES.items()}
+
+    def toolkit(captions, mark):
+        words = {i: [" ".join(ptb_words(captions[i])) + mark] for i in REFERENCES}
+        return Cider().compute_score(texts, words)[1].tolist()
+
+    pairs = list(PREDICTIONS.items())
+    assert references.cider(pairs, [True] * 3) == pytest.approx(toolkit(PREDICTIONS, end), abs=1e-12)
+    assert references.cider(pairs, [False] * 3) == pytest.approx(toolkit(PREDICTIONS, ""), abs=1e-12)
+
+
 def test_cider_reward_keeps_the_corpus_document_frequencies():
     references = metrics.References(REFERENCES)
-    per_clip = references.score_per_clip(PREDICTIONS, ("CIDEr",))
+    before = references.score_per_clip(PREDICTIONS, ("CIDEr",))
+    one = dict(zip("abc", references.cider(list(PREDICTIONS.items()), [True] * 3), strict=True))
     samples = [("b", PREDICTIONS["b"]), ("b", "nonsense"), *PREDICTIONS.items(), ("a", PREDICTIONS["a"])]
-    rewards = references.cider(samples)
-    assert rewards == [per_clip["b"]["CIDEr"], 0.0, *(per_clip[i]["CIDEr"] for i in "abc"), per_clip["a"]["CIDEr"]]
-    assert references.cider([]) == []
+    rewards = references.cider(samples, [True, False, True, True, True, True])
+    assert rewards == [one["b"], 0.0, one["a"], one["b"], one["c"], one["a"]]
+    assert references.cider([], []) == []
+    assert references.score_per_clip(PREDICTIONS, ("CIDEr",)) == before, "the scores know no <end>"
     with pytest.raises(ValueError, match="no references for z"):
-        references.cider([("z", "a cat")])
+        references.cider([("z", "a cat")], [True])
+
+
+def test_caption_that_breaks_off_earns_less_than_one_that_ends():
+    references = metrics.References(REFERENCES)
+    whole, cut, broken = references.cider(
+        [("b", "the cat is sitting"), ("b", "the cat is sitting"), ("b", "the cat is")], [True, False, False]
+    )
+    assert whole > cut > broken
 
 
 def test_without_java_meteor_is_none_with_one_line(monkeypatch, tmp_path):
