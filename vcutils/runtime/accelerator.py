@@ -37,16 +37,16 @@ def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, sett
     """
     if not settings.find_batch_size or accelerator.device.type != "cuda":
         return int(settings.batch_size)
-    device = accelerator.device
+    device, unknown = accelerator.device, data.vocabulary.index["<unk>"]
     longest = max((data.store[i] for i in data.splits["train"][:256]), key=len)
-    features = torch.from_numpy(longest).float()
+    features = torch.from_numpy(longest).float().to(device)
 
     def try_batch(size: int) -> None:
         network = TrainingModel(new_model()).to(device)
-        words = torch.full((size, settings.captions_per_clip, settings.max_length + 1), data.vocabulary.index["<unk>"])
-        mask = torch.ones(size, len(features), dtype=torch.bool)
+        words = torch.full((size, settings.captions_per_clip, settings.max_length + 1), unknown, device=device)
+        mask = torch.ones(size, len(features), dtype=torch.bool, device=device)
         with accelerator.autocast():
-            logits, _ = network(features.expand(size, -1, -1).to(device), mask.to(device), words.to(device))
+            logits, _ = network(features.expand(size, -1, -1), mask, words)
             loss = logits.float().log_softmax(dim=-1).mean()
         loss.backward()
 

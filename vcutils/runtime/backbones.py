@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -73,9 +72,12 @@ def load_backbone(name: str, device: torch.device | None = None) -> Backbone:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        if not name.startswith("timm/"):
+            cache = f"{torch.hub.get_dir()}/checkpoints"
         raise BackboneError(
             f"backbone {name}: its pretrained weights cannot be had ({reason}). Connect this machine to the network "
-            f"once, copy the weights into {_cache_hint(name)}, or take {PACKAGED}, which needs no download"
+            f"once, copy the weights into {cache}, or take {PACKAGED}, which needs no download"
         ) from error
     device = device or pick_device()
     model = _fold_norms(model.eval().requires_grad_(False), torch.rand(1, 3, *resize.crop))
@@ -92,14 +94,14 @@ def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
     folded = copy.deepcopy(model)
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
     paths = {module: path for path, module in folded.named_modules()}
-    made: list[tuple[Tensor, nn.Conv2d]] = []  # what the last convolution put out
+    last: list[Any] = [None, None]  # the last convolution, and what it put out
 
     def convolved(module: nn.Conv2d, _: Any, output: Tensor) -> None:
-        made[:] = [(output, module)]
+        last[:] = module, output
 
     def normed(module: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        if made and inputs[0] is made[0][0] and module.running_mean is not None:
-            pairs[module] = made[0][1]
+        if inputs[0] is last[1] and module.running_mean is not None:
+            pairs[module] = last[0]
 
     hooks = [m.register_forward_hook(convolved) for m in paths if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(normed) for m in paths if isinstance(m, nn.BatchNorm2d)]
@@ -136,23 +138,21 @@ def _load_lite0(name: str) -> Loaded:
 
 
 def _load_torchvision(name: str) -> Loaded:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
+    if name not in torchvision.models.list_models(module=torchvision.models):
         raise BackboneError(
             f"unknown backbone {name!r}: take {PACKAGED}, a torchvision classification model such as "
             "resnet152, or timm/<name>"
         )
-    choices = torchvision.models.get_model_weights(name)
     # The first weights are the ones that published captioning results used; later recipes classify better.
-    weights = next(iter(choices))
+    weights = next(iter(torchvision.models.get_model_weights(name)))
     model = torchvision.models.get_model(name, weights=weights)
     heads = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
         raise BackboneError(f"backbone {name}: has no linear classifier to take off; take another one")
     model.set_submodule(heads[-1], nn.Identity())
-    own = weights.transforms()
-    resize = Resize(own.resize_size[0], (own.crop_size[0],) * 2, own.interpolation.value)
-    return model, resize, *_bytes(own.mean, own.std), str(weights)
+    given = weights.transforms()
+    resize = Resize(given.resize_size[0], (given.crop_size[0],) * 2, given.interpolation.value)
+    return model, resize, *_bytes(given.mean, given.std), str(weights)
 
 
 def _load_timm(name: str) -> Loaded:
@@ -190,9 +190,3 @@ def is_reachable(url: str, seconds: float = 3.0) -> bool:
 def _bytes(*shares: Sequence[float]) -> list[tuple[float, ...]]:
     """Means and deviations that were given for pixels of 0 to 1, for pixels of 0 to 255."""
     return [tuple(255 * float(value) for value in values) for values in shares]
-
-
-def _cache_hint(name: str) -> str:
-    if name.startswith("timm/"):
-        return os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return str(Path(torch.hub.get_dir()) / "checkpoints")

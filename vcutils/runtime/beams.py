@@ -21,31 +21,21 @@ def search(
 
     `lengths` are the clips' frames; `start`, `end` and `never` are word ids, and words of `never` are not said.
     """
-    beams = _Beams(decoder, memory, lengths, start, end, never, config)
+    beams = _Beams(decoder, memory, start, config)
     while len(beams.clips):
-        beams.step()
+        beams.step(end, never)
     ranked = []
-    for groups in zip(beams.ended, beams.unfinished, strict=True):
-        ordered = [beam for group in groups for beam in sorted(group, key=lambda b: -b[2])]
-        ranked.append(ordered[: config.beam_size])
+    for length, ended, unfinished in zip(lengths, beams.ended, beams.unfinished, strict=True):
+        ordered = [beam for group in (ended, unfinished) for beam in sorted(group, key=lambda b: -b[2])]
+        ranked.append([(ids, p, score, rows[:, :length]) for ids, p, score, rows in ordered[: config.beam_size]])
     return ranked
 
 
 class _Beams:
     """The beams of the clips that are not done; t is the number of words so far."""
 
-    def __init__(
-        self,
-        decoder: Any,
-        memory: Any,
-        lengths: list[int],
-        start: int,
-        end: int,
-        never: list[int],
-        config: DecodeConfig,
-    ) -> None:
-        self.decoder, self.memory, self.frames = decoder, memory, lengths
-        self.end, self.never, self.config = end, never, config
+    def __init__(self, decoder: Any, memory: Any, start: int, config: DecodeConfig) -> None:
+        self.decoder, self.memory, self.config = decoder, memory, config
         (B, T), K, device = memory.mask.shape, config.beam_size, memory.mask.device
         self.ended: list[list[Beam]] = [[] for _ in range(B)]
         self.unfinished: list[list[Beam]] = [[] for _ in range(B)]
@@ -58,15 +48,14 @@ class _Beams:
         self.total = torch.full((B, K), float("-inf"), device=device)  # (B, K) log-probability
         self.total[:, 0] = 0
 
-    def step(self) -> None:
+    def step(self, end: int, never: list[int]) -> None:
         """One more word for every beam."""
-        (B, K), end = self.total.shape, self.end
+        B, K = self.total.shape
         read = self.decoder.read(self.words[:, :, -1])
         self.state, context, weights = self.decoder.step(read, self.state, self.memory)
         log_probs = self.decoder.logits(self.state[0], context).float().log_softmax(dim=-1)  # (B, K, V)
-        log_probs[:, :, self.never] = float("-inf")
-        if self.words.shape[2] == 1:  # a caption has at least one word
-            log_probs[:, :, end] = float("-inf")
+        is_first = self.words.shape[2] == 1  # a caption has at least one word
+        log_probs[:, :, [*never, end] if is_first else never] = float("-inf")
         if self.config.no_repeat_ngram is not None:
             _block_repeats(self.words, log_probs, self.config.no_repeat_ngram)
         self.attention = torch.cat([self.attention, weights.float()[:, :, None]], dim=2)
@@ -87,11 +76,16 @@ class _Beams:
         beams, words, self.total = (x.gather(1, chosen) for x in (beams, words, best))
         self.total = self.total.masked_fill(words == end, float("-inf"))
         rows = torch.arange(B, device=beams.device)[:, None]  # (B, 1) against beams (B, K)
-        self.words = torch.cat([self.words[rows, beams], words[:, :, None]], dim=2)
-        self.log_probs = torch.cat([self.log_probs[rows, beams], log_probs[rows, beams, words][:, :, None]], dim=2)
-        self.attention = self.attention[rows, beams]
-        self.state = (self.state[0][rows, beams], self.state[1][rows, beams])
+        log_prob = log_probs[rows, beams, words][:, :, None]
+        self._select(rows, beams)
+        self.words = torch.cat([self.words, words[:, :, None]], dim=2)
+        self.log_probs = torch.cat([self.log_probs, log_prob], dim=2)
         self._leave()
+
+    def _select(self, *index: Any) -> None:
+        """Go on with these clips, or these beams of each clip."""
+        self.words, self.log_probs, self.attention = self.words[index], self.log_probs[index], self.attention[index]
+        self.state = (self.state[0][index], self.state[1][index])
 
     def _leave(self) -> None:
         """Take clips that are done out of the batch."""
@@ -108,19 +102,16 @@ class _Beams:
             for beam in self.total[row].isfinite().nonzero().flatten().tolist():
                 self._record(self.unfinished, row, beam, [], self.total.new_zeros(0))
         if len(stay) < len(self.clips):
-            self.clips, self.total, self.words = self.clips[stay], self.total[stay], self.words[stay]
-            self.log_probs, self.attention = self.log_probs[stay], self.attention[stay]
-            self.state = (self.state[0][stay], self.state[1][stay])
+            self._select(stay)
+            self.clips, self.total = self.clips[stay], self.total[stay]
             self.memory = type(self.memory)(*(part[stay] for part in self.memory))
 
-    def _record(self, kept: list[list[Beam]], row: int, beam: int, last: list[int], log_prob: Tensor) -> None:
-        """Keep a caption, with its last word (<end>) and that word's log-probability, or unfinished."""
-        clip = int(self.clips[row])
+    def _record(self, group: list[list[Beam]], row: int, beam: int, last: list[int], log_prob: Tensor) -> None:
+        """Add a caption to a group, with its last word (<end>) and that word's log-probability, or unfinished."""
         ids = self.words[row, beam, 1:].tolist() + last
         log_probs = torch.cat([self.log_probs[row, beam], log_prob]).cpu().numpy()
-        rows = self.attention[row, beam, : len(ids), : self.frames[clip]].cpu().numpy()
         score = float(log_probs.sum()) / max(1, len(ids)) ** self.config.length_penalty
-        kept[clip].append((ids, log_probs, score, rows))
+        group[int(self.clips[row])].append((ids, log_probs, score, self.attention[row, beam].cpu().numpy()))
 
 
 def _block_repeats(words: Tensor, log_probs: Tensor, size: int) -> None:

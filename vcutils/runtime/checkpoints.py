@@ -6,20 +6,22 @@ last/resume.safetensors holds what a resumed run needs besides: optimizer, rando
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vcutils.runtime.files import read_json, replacing, write_text
+from vcutils.runtime.files import read_json, reading, replacing, write_text
 from vcutils.runtime.settings import UserError
 from vcutils.runtime.store import FeatureStore, in_words
 
 STATE = "resume.safetensors"
+TRAIN = "run notebook 03 or `python -m vcutils train CORPUS`"
+ANEW = "delete it to train from the start"
 
 
 def save_model(folder: Path, model: nn.Module, about: Mapping[str, Any], vocabulary: Any) -> None:
@@ -51,29 +53,36 @@ def load_model(
 
     `build` makes the model from config.json. Raises UserError that names what is missing or does not fit.
     """
-    path = folder / "config.json"
-    try:
-        about = read_json(path)
-        with torch.device("meta"):  # takes no memory before the sizes have proved to be those of the weights
-            model: Any = build(about)
-        path = folder / "model.safetensors"
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-            beside = json.loads((file.metadata() or {}).get("beside", "{}"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no {path.name}; run notebook 03 or `python -m vcutils train CORPUS`") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: not of a trained model ({error}); train again") from error
+    _check_files(folder, ("config.json", "model.safetensors", "vocab.json"), TRAIN)
+    about = read_json(folder / "config.json")
+    with reading(folder / "config.json", "not of a trained model", "train again"), torch.device("meta"):
+        model: Any = build(about)  # without memory: its sizes have yet to prove to be those of the weights
+    path = folder / "model.safetensors"
+    with reading(path, "not of a trained model", "train again"):
+        weights, metadata = _load(path)
+        digests = json.loads(metadata.get("beside", "{}"))
     vocabulary = load_vocabulary(folder / "vocab.json")
     if len(vocabulary) != about["vocab_size"]:
         raise UserError(f"{folder}: vocab.json has {len(vocabulary)} words, the model {about['vocab_size']}")
     load_weights(model, weights, path)
     for name, digest in _digests(about, vocabulary).items():
-        if beside.get(name, digest) != digest:
+        if digests.get(name, digest) != digest:
             raise UserError(
                 f"{folder / name}: not the one that model.safetensors was saved with; is it of another run?"
             )
     return model.eval(), vocabulary, about
+
+
+def _check_files(folder: Path, names: Iterable[str], advice: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; {advice}")
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -139,15 +148,15 @@ def load_state(
     path = folder / STATE
     if not path.is_file():
         return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
+    check_resumable(folder, store, words)
+    with reading(path, "not a checkpoint", ANEW):
+        tensors, metadata = _load(path)
         saved = json.loads(metadata["config"])["model"]
-        if saved != settings:
-            raise UserError(f"{path}: was trained with other model settings ({saved}); use another --run")
-        check_resumable(folder, store, words)
-        load_weights(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+        progress = dict(json.loads(metadata["progress"]))
+    if saved != settings:
+        raise UserError(f"{path}: was trained with other model settings ({saved}); use another --run")
+    load_weights(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+    with reading(path, "not a checkpoint", ANEW):
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -159,43 +168,34 @@ def load_state(
             torch.cuda.set_rng_state(tensors["rng.cuda"])
         if scaler is not None and "scaler" in metadata:
             scaler.load_state_dict(json.loads(metadata["scaler"]))
-        return dict(json.loads(metadata["progress"]))
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: not a checkpoint ({error}); delete it to train from the start") from error
+    return progress
 
 
 def check_resumable(checkpoint: Path, store: FeatureStore, words: tuple[str, ...]) -> None:
     """Raise UserError when a checkpoint is broken, or was trained on other features or words than those at hand."""
-    for name in ("config.json", "vocab.json"):
-        if not (checkpoint / name).is_file():
-            raise UserError(f"{checkpoint}: no {name}; delete the folder to train from the start")
-    about, known = read_json(checkpoint / "config.json"), read_json(checkpoint / "vocab.json")
-    if not isinstance(about, dict) or "feature_dim" not in about or not isinstance(known, dict):
-        raise UserError(f"{checkpoint}: not a checkpoint; delete it to train from the start")
+    names = ("config.json", "vocab.json")
+    _check_files(checkpoint, names, ANEW)
+    about, vocabulary = (read_json(checkpoint / name) for name in names)
+    if not isinstance(about, dict) or "feature_dim" not in about or not isinstance(vocabulary, dict):
+        raise UserError(f"{checkpoint}: not a checkpoint; {ANEW}")
     check_features(about, store, checkpoint)
-    if known.get("words") != list(words):
+    if vocabulary.get("words") != list(words):
         raise UserError(f"{checkpoint / 'vocab.json'}: not the vocabulary at hand; use another --run")
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
     """log.csv as a list of dicts of numbers. Raises UserError when it is missing or broken."""
     path = Path(run) / "log.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: not the log of a run ({error}); train it again") from error
+    with reading(path, "not the log of a run", "train it again"), open(path, newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def run_config(run: Path) -> dict[str, Any]:
     """config.json of a run. Raises UserError when the folder is not a run."""
     path = Path(run) / "config.json"
-    try:
-        config = read_json(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>") from error
+    if not path.is_file():
+        raise UserError(f"{run}: not a run (no config.json); a run is data/<corpus>/runs/<name>")
+    config = read_json(path)
     match config:
         case {
             "corpus_dir": str(),

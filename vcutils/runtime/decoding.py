@@ -1,7 +1,8 @@
 """Decoding in processes of its own, ahead of the network: a clip that crashes or stalls its decoder costs only itself.
 
 A worker is this module without torch. It reads one line of JSON per clip from its standard input, and answers with
-one line of JSON and the frames' raw bytes, so that nothing is ever unpickled.
+one line of JSON and the frames' raw bytes, so that nothing is ever unpickled. Written by hand, since no library's pool
+survives both a crashing and a stalling task without pickle.
 """
 
 import json
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -41,18 +42,17 @@ class Resize:
         """RGB uint8 (height, width, 3) of any size -> (*crop, 3)."""
         if isinstance(self.scaled, int):
             height, width = frame.shape[:2]
-            short, long = min(height, width), int(self.scaled * max(height, width) / min(height, width))
-            size = (self.scaled, long) if height == short else (long, self.scaled)
+            longer = int(self.scaled * max(height, width) / min(height, width))
+            size = (self.scaled, longer) if height <= width else (longer, self.scaled)
         else:
-            height, width = self.scaled
-            size = (height, width)
+            size = (self.scaled[0], self.scaled[1])
         if self.interpolation == "area":
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
         else:
             from PIL import Image
 
-            how = Image.Resampling[self.interpolation.upper()]
-            frame = np.asarray(Image.fromarray(frame).resize(size[::-1], how))
+            method = Image.Resampling[self.interpolation.upper()]
+            frame = np.asarray(Image.fromarray(frame).resize(size[::-1], method))
         top, left = (round((a - b) / 2) for a, b in zip(size, self.crop, strict=True))
         return np.ascontiguousarray(frame[top : top + self.crop[0], left : left + self.crop[1]])
 
@@ -71,7 +71,8 @@ class Worker:
     def __call__(self, path: Path) -> Frames:
         """Frames of a clip, as sample_frames gives them. Raises VideoError, for a crash and a stall as well."""
         child = self._start()
-        seconds = self.patience * (1 + _size(path) / 25e6)
+        size = path.stat().st_size if path.is_file() else 0
+        seconds = self.patience * (1 + size / 25e6)
         stalled = threading.Event()
 
         def stop() -> None:
@@ -81,16 +82,10 @@ class Worker:
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
         timer.start()
+        answer = None
         try:
-            child.stdin.write(json.dumps(self.settings | {"path": str(path)}).encode() + b"\n")
-            child.stdin.flush()
-            answer = json.loads(child.stdout.readline() or b"null")
-            if answer and "error" not in answer:
-                pixels = np.empty(answer.pop("shape"), np.uint8)
-                if child.stdout.readinto(pixels.data.cast("B") if pixels.size else bytearray()) < pixels.size:
-                    answer = None
-        except (OSError, ValueError):  # the pipe broke
-            answer = None
+            with suppress(OSError, ValueError):  # the pipe broke
+                answer = self._ask(child, path)
         finally:
             timer.cancel()
             timer.join()  # a kill at the last moment must not hit the next clip
@@ -103,16 +98,26 @@ class Worker:
             raise VideoError(f"{path}: the decoder crashed on it (exit code {code}); convert the clip to MP4 (H.264)")
         if "error" in answer:
             raise VideoError(answer["error"])
-        return Frames(images=list(pixels), **answer)
+        return Frames(**answer)
+
+    def _ask(self, child: Any, path: Path) -> dict[str, Any] | None:
+        """The fields of a clip's Frames, or {"error": reason}; None when the answer breaks off."""
+        child.stdin.write(json.dumps(self.settings | {"path": str(path)}).encode() + b"\n")
+        child.stdin.flush()
+        answer = json.loads(child.stdout.readline() or b"null")
+        if answer and "error" not in answer:
+            pixels = np.empty(answer.pop("shape"), np.uint8)
+            if pixels.size and child.stdout.readinto(pixels.data.cast("B")) < pixels.size:
+                return None
+            answer["images"] = list(pixels)
+        return answer
 
     def close(self) -> None:
         """End the process."""
         if self._child:
             self._child.kill()
-            self._child.wait()
-            for pipe in filter(None, (self._child.stdin, self._child.stdout)):
-                with suppress(OSError):
-                    pipe.close()
+            with suppress(OSError), self._child:  # closes the pipes and waits for the end
+                pass
             self._child = None
 
     def _start(self) -> Any:
@@ -141,16 +146,17 @@ def decode_clips(
     None means one worker per core. At most `ahead` clips per worker wait, so that memory stays bounded.
     """
     count = min(workers or cpu_count(), max(1, len(clips)))
-    mine, started = threading.local(), []
+    started = [Worker(num_frames, resize, patience) for _ in range(count)]
+    idle = started.copy()  # each of the pool's threads takes one for a clip
 
     def decode(path: Path) -> Frames | VideoError:
-        if not hasattr(mine, "worker"):
-            mine.worker = Worker(num_frames, resize, patience)
-            started.append(mine.worker)
+        worker = idle.pop()
         try:
-            return mine.worker(path)
+            return worker(path)
         except VideoError as error:
             return error
+        finally:
+            idle.append(worker)
 
     pool = ThreadPoolExecutor(count)
     waiting: deque[tuple[str, Future]] = deque()
@@ -158,20 +164,22 @@ def decode_clips(
         for video_id, path in clips.items():
             waiting.append((video_id, pool.submit(decode, path)))
             if len(waiting) > ahead * count:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+                oldest, future = waiting.popleft()
+                yield oldest, future.result()
+        for oldest, future in waiting:
+            yield oldest, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in started:
             worker.close()
 
 
-def unreadable_clips(clips: Mapping[str, Path], workers: int | None, patience: float) -> dict[str, str]:
+def unreadable_clips(
+    clips: Mapping[str, Path], workers: int | None = None, patience: float = PATIENCE
+) -> dict[str, str]:
     """The reason for every clip of which not even the first frame decodes; see `decode_clips`."""
-    found = decode_clips(clips, 0, None, workers, patience)
-    return {video_id: str(frames) for video_id, frames in found if isinstance(frames, VideoError)}
+    decoded = decode_clips(clips, 0, None, workers, patience)
+    return {video_id: str(frames) for video_id, frames in decoded if isinstance(frames, VideoError)}
 
 
 def serve() -> None:
@@ -186,7 +194,7 @@ def serve() -> None:
     with suppress(AttributeError, OSError):
         os.nice(5)  # where the network runs on the same cores, it goes first
     for line in requests:
-        head, images = _answer(json.loads(line))
+        head, images = _answer(**json.loads(line))
         with suppress(BrokenPipeError):
             answers.write(json.dumps(head).encode() + b"\n")
             for image in images:
@@ -194,28 +202,16 @@ def serve() -> None:
             answers.flush()
 
 
-def _answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    path, threads = Path(request["path"]), request["threads"]
-    resize: Callable | None = None
-    if request["resize"]:
-        scaled, crop = request["resize"]["scaled"], tuple(request["resize"]["crop"])
-        resize = Resize(scaled if isinstance(scaled, int) else tuple(scaled), crop, request["resize"]["interpolation"])
+def _answer(
+    path: str, num_frames: int, resize: dict[str, Any] | None, threads: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What the worker writes for a clip: a line of JSON, and the frames."""
+    each = Resize(**resize) if resize else None
     try:
-        if not request["num_frames"]:
-            check_first_frame(path)
-            return {"indices": [], "timestamps": [], "fps": 1.0, "decoded": 0, "shape": [0]}, []
-        frames = sample_frames(path, request["num_frames"], resize, threads)
+        frames = sample_frames(Path(path), num_frames, each, threads) if num_frames else check_first_frame(Path(path))
     except VideoError as error:
         return {"error": str(error)}, []
     except (cv2.error, MemoryError, ValueError) as error:
         return {"error": f"{path}: {type(error).__name__} while decoding: {str(error).strip() or 'no memory'}"}, []
     images = [np.ascontiguousarray(image) for image in frames.images]
-    about = {"indices": frames.indices, "timestamps": frames.timestamps, "fps": frames.fps, "decoded": frames.decoded}
-    return about | {"shape": [len(images), *images[0].shape]}, images
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return vars(frames) | {"images": [], "shape": [len(images), *images[0].shape]}, images

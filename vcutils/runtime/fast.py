@@ -98,8 +98,8 @@ def sampled_inputs(model: nn.Module, batch: Any, pad: int, start: int, share: fl
     guesses = torch.zeros_like(batch.targets)
     guesses[real] = logits.argmax(dim=-1)
     inputs = batch.inputs.clone()
-    own = torch.rand((*inputs.shape[:2], inputs.shape[2] - 1), device=inputs.device) < share
-    inputs[:, :, 1:] = torch.where(own & real[:, :, 1:], guesses[:, :, :-1], inputs[:, :, 1:])
+    is_guess = torch.rand((*inputs.shape[:2], inputs.shape[2] - 1), device=inputs.device) < share
+    inputs[:, :, 1:] = torch.where(is_guess & real[:, :, 1:], guesses[:, :, :-1], inputs[:, :, 1:])
     return inputs
 
 

@@ -32,8 +32,6 @@ def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
     """Raise UserError, with the path, the reason and what to do, when the body cannot make sense of a file."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:  # parsers raise almost anything for a forged file: RecursionError, MemoryError, …
         raise UserError(f"{path}: {complaint} ({error}); {advice}") from error
 

@@ -23,10 +23,10 @@ def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config
 
     The values stand at the frames' true places, so that attention weights do too.
     """
-    kept = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
-    order = reading_order(kept, config.frame_order == "shuffled", encoder.training)
-    values = encoder(reorder(features, order), reorder(kept, order))
-    return reorder(values, order.argsort(dim=1)), kept
+    valid = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
+    order = reading_order(valid, config.frame_order == "shuffled", encoder.training)
+    values = encoder(reorder(features, order), reorder(valid, order))
+    return reorder(values, order.argsort(dim=1)), valid
 
 
 def middle_frames(mask: Tensor, count: int) -> Tensor:
@@ -39,19 +39,19 @@ def middle_frames(mask: Tensor, count: int) -> Tensor:
     return torch.zeros_like(mask).scatter(1, middle, True)
 
 
-def reading_order(kept: Tensor, shuffled: bool, training: bool) -> Tensor:
-    """Positions (B, T) in which the encoder reads a batch: the kept frames (B, T) first, in time or shuffled.
+def reading_order(valid: Tensor, shuffled: bool, training: bool) -> Tensor:
+    """Positions (B, T) in which the encoder reads a batch: the valid frames (B, T) first, in time or shuffled.
 
     Shuffled means another order at every call in training, and else one that depends on a clip's length alone.
     """
-    count = kept.shape[1]
-    keys = torch.arange(count, device=kept.device).expand(kept.shape).float()
+    count = valid.shape[1]
+    keys = torch.arange(count, device=valid.device).expand(valid.shape).float()
     if shuffled and training:
-        keys = torch.rand(kept.shape, device=kept.device)
+        keys = torch.rand(valid.shape, device=valid.device)
     elif shuffled:
         fixed = torch.rand(max(LONGEST, count), generator=torch.Generator().manual_seed(0))
-        keys = fixed[:count].to(kept.device).expand(kept.shape)
-    return keys.masked_fill(~kept, torch.inf).argsort(dim=1, stable=True)
+        keys = fixed[:count].to(valid.device).expand(valid.shape)
+    return keys.masked_fill(~valid, torch.inf).argsort(dim=1, stable=True)
 
 
 def reorder(frames: Tensor, order: Tensor) -> Tensor:

@@ -66,13 +66,13 @@ class Ledger:
         """Whether a clip was extracted, or failed, as it would be now."""
         if any(row.get(key) != value for key, value in self._stamp(video_id).items()):
             return False
-        if "error" in row and row.get("patience", self.config.patience) >= self.config.patience:
-            self.report.failed[video_id] = row["error"]
-            return True
-        if "error" not in row and (self.report.folder / f"{video_id}.npy").is_file():
+        if "error" in row:
+            if settled := row.get("patience", self.config.patience) >= self.config.patience:
+                self.report.failed[video_id] = row["error"]
+            return settled
+        if settled := (self.report.folder / f"{video_id}.npy").is_file():
             self.report.skipped.append(video_id)
-            return True
-        return False
+        return settled
 
     def _stamp(self, video_id: str) -> dict[str, int]:
         """What tells a changed file, or changed settings, from unchanged ones."""
@@ -85,11 +85,11 @@ class Ledger:
 
     def add(self, video_id: str, frames: Frames | VideoError, features: Tensor, made_by: Mapping[str, str]) -> None:
         """Store the features (T, D) of one clip, or note why there are none; `made_by` goes into its row as it is."""
-        row: dict[str, Any] = {"id": video_id, "source": self.clips[video_id].relative_to(self.root).as_posix()}
-        row |= {**self._stamp(video_id), **made_by}
-        self.rows[video_id] = row | self._store(video_id, frames, features)
-        if "error" in self.rows[video_id]:
-            self.report.failed[video_id] = self.rows[video_id]["error"]
+        source = self.clips[video_id].relative_to(self.root).as_posix()
+        row: dict[str, Any] = {"id": video_id, "source": source, **self._stamp(video_id), **made_by}
+        self.rows[video_id] = row = row | self._store(video_id, frames, features)
+        if "error" in row:
+            self.report.failed[video_id] = row["error"]
         else:
             self.report.written.append(video_id)
             self.report.frames += len(features)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from vcutils.runtime.capture import open_clip
-from vcutils.video import decode_frames
+from vcutils.video import Frames, decode_frames
 
 
 def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> list[np.ndarray]:
@@ -22,6 +22,6 @@ def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> 
     return decode_frames(path, open_clip(path), list(indices), scaled).images
 
 
-def check_first_frame(path: Path) -> None:
-    """Raise VideoError when not even the first frame of a clip decodes."""
-    decode_frames(path, open_clip(path), [0], None, stop_after_last=True)
+def check_first_frame(path: Path) -> Frames:
+    """The first frame of a clip, without its pixels. Raises VideoError when not even that one decodes."""
+    return decode_frames(path, open_clip(path), [0], lambda frame: frame[:0], stop_after_last=True)

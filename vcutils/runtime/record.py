@@ -17,6 +17,7 @@ from torch import nn
 
 from vcutils.config import Config
 from vcutils.runtime.checkpoints import (
+    ANEW,
     STATE,
     check_resumable,
     load_state,
@@ -42,7 +43,7 @@ class Progress:
     loss: float = 0.0
     words: int = 0
     seconds: float = 0.0
-    order: str = ""  # clips, batch size, processes and seed; when it changed, an epoch that was cut starts over
+    order: str = ""  # fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch
     first_phase: int = 0  # epochs before the self-critical phase; fewer than asked for when patience ran out
     best: float = -1.0
     best_epoch: int = 0
@@ -92,7 +93,7 @@ class Record:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the run's folder. A run that goes on from no checkpoint replaces an earlier one of its name."""
-        self.started, first = monotonic(), self.progress.epoch
+        self.started = monotonic()
         if not self.is_main:
             yield
             return
@@ -101,7 +102,7 @@ class Record:
                 _start_anew(self.run)
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
-            self.note(f"{self.epochs} epochs, from epoch {first}, step {self.progress.step}")
+            self.note(f"{self.epochs} epochs, from epoch {self.progress.epoch}, step {self.progress.step}")
             yield
             if not self.finished:
                 self.note(f"out of time after epoch {self.progress.epoch}, step {self.progress.step}")
@@ -164,13 +165,13 @@ class Record:
 
     def load_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """Go on from last/, where there is one. Raises UserError for one that is broken or of another kind."""
-        settings = dataclasses.asdict(self.config.model)
-        kind = (self.data.store, self.data.vocabulary.words, settings)
-        saved, fresh = load_state(self.run / "last", model, optimizer, scaler, *kind), self.progress
-        known = {name: type(value) for name, value in vars(fresh).items()}
-        if odd := [name for name, value in saved.items() if known.get(name) is not type(value)]:
-            raise UserError(f"{self.run / 'last'}: not a checkpoint ({odd[0]}); delete it to train from the start")
-        self.progress = Progress(**{**vars(fresh), **saved})
+        folder, data, settings = self.run / "last", self.data, dataclasses.asdict(self.config.model)
+        saved = load_state(folder, model, optimizer, scaler, data.store, data.vocabulary.words, settings)
+        fresh = self.progress
+        for name, value in saved.items():
+            if type(value) is not type(getattr(fresh, name, None)):
+                raise UserError(f"{folder}: not a checkpoint ({name}); {ANEW}")
+        self.progress = dataclasses.replace(fresh, **saved)
         if not self.config.train.scst_epochs or self.progress.epoch < self.progress.first_phase:
             self.progress.first_phase = fresh.first_phase
         if self.progress.order != fresh.order:

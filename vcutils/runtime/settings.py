@@ -70,11 +70,11 @@ def changed(config: Any, changes: str, presets: dict[str, dict[str, Any]]) -> An
         part: Any = getattr(config, section, None)
         if not key and text in presets.get(section, {}):
             part = presets[section][text]
-        elif not dataclasses.is_dataclass(part) or key not in _fields(type(part)):
+        elif not isinstance(part, Checked) or key not in _fields(type(part)):
             raise UserError(f"VCUTILS_SET: no setting {name!r}; write section.field=value, such as train.epochs=10")
         else:
             try:
-                part = dataclasses.replace(part, **{key: _parsed(text, _fields(type(part))[key])})
+                part = dataclasses.replace(part, **{key: _parsed(text, _fields(type(part))[key])})  # type: ignore
             except ValueError as error:
                 raise UserError(f"VCUTILS_SET: {change}: {error}") from error
         config = dataclasses.replace(config, **{section: part})

@@ -83,17 +83,16 @@ class FeatureStore:
 
     def _extracted(self) -> dict[str, Any] | None:
         """Backbone, weights and num_frames of all clips; None where no manifest tells."""
-        first: tuple[str, dict[str, Any]] | None = None
-        for video_id in sorted(self.ids & set(self.manifest)):
-            row = self.manifest[video_id]
-            kind = {name: row.get(name) for name in ("backbone", "weights", "num_frames")}
-            first = first or (video_id, kind)
-            if kind != first[1]:
+        names = ("backbone", "weights", "num_frames")
+        known = sorted(self.ids & set(self.manifest))
+        kinds = [{name: self.manifest[i].get(name) for name in names} for i in known]
+        for video_id, kind in zip(known, kinds, strict=True):
+            if kind != kinds[0]:
                 raise UserError(
-                    f"{self.folder}: by its manifest {first[0]} has {in_words(first[1])}, {video_id} {in_words(kind)}; "
+                    f"{self.folder}: by its manifest {known[0]} has {in_words(kinds[0])}, {video_id} {in_words(kind)}; "
                     "delete the folder and extract all clips alike"
                 )
-        return first and first[1]
+        return kinds[0] if kinds else None
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Features (T, D) of one clip, as stored (float32 where torch has no such type).
@@ -209,10 +208,7 @@ def _file_ids(folder: Path) -> set[str]:
 
 def _manifest_digest(folder: Path) -> str:
     """What tells a manifest from that of another extraction."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("manifest*.jsonl")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("manifest*.jsonl")))).hexdigest()
 
 
 def in_words(extracted: Mapping[str, Any] | None) -> str:
