@@ -14,69 +14,63 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import tyro
+from tyro.conf import Positional, arg
 
-from vcutils.config import Config, ModelConfig, TrainConfig, UserError
+from vcutils.config import Config, DecodeConfig, ModelConfig, TrainConfig, UserError
+from vcutils.runtime.settings import to_json
 
-CorpusArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS", help="corpus folder")]
-RunArg = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
-DataArg = Annotated[
-    Path | None,
-    tyro.conf.arg(name="data", metavar="DIR", help="where artifacts go instead of data/"),
-]
-JsonArg = Annotated[bool, tyro.conf.arg(name="json", help="report as JSON")]
+CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folder")]
+RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
+ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files")]
+SplitArg = Annotated[Literal["train", "val", "test"], arg(help="the split to measure on")]
+SeedsArg = Annotated[int, arg(help="how many runs, with seeds S, S+1, …")]
+BeamArg = Annotated[int | None, arg(help="beam size; 1 is greedy search (default: the run's own)")]
+BackboneArg = Annotated[str | None, arg(help="efficientnet_lite0, a torchvision classification model, or timm/<name>")]
+DataArg = Annotated[Path | None, arg(name="data", metavar="DIR", help="where artifacts go instead of data/")]
+JsonArg = Annotated[bool, arg(name="json", help="report as JSON")]
 
 
-def sample(out: Path | None = None, clips: int | None = None, seed: int = 0) -> int:
-    """Render the embedded sample corpus (default: data/corpora/sample).
-
-    Args:
-        out: folder to write, new or an earlier sample.
-        clips: number of clips (default: the profile's).
-        seed: one seed gives bit-identical files.
-
-    """
-    from vcutils.corpora import sample as sample_module
+def sample(
+    out: Annotated[Path | None, arg(help="folder to write, new or an earlier sample")] = None,
+    clips: Annotated[int | None, arg(help="number of clips (default: the profile's)")] = None,
+    seed: Annotated[int, arg(help="one seed gives bit-identical files")] = 0,
+) -> int:
+    """Render the embedded sample corpus (default: data/corpora/sample)."""
+    from vcutils.corpora.sample import build
 
     config = dataclasses.replace(Config.from_env(), corpus=None)
     count = config.clips if clips is None else clips
-    print(sample_module.build(out or config.corpus_dir, clips=count, seed=_at_least(0, seed, "--seed")))
+    print(build(out or config.corpus_dir, clips=count, seed=_at_least(0, seed, "--seed")))
     return 0
 
 
-def doctor(corpus: CorpusArg, fix: bool = False, data: DataArg = None, as_json: JsonArg = False) -> int:
-    """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent.
-
-    Args:
-        fix: list the unreadable clips in data/<corpus>/exclude.txt, so that every later stage leaves them out.
-
-    """
+def doctor(
+    corpus: CorpusArg,
+    fix: Annotated[
+        bool, arg(help="list the unreadable clips in exclude.txt, so that every stage leaves them out")
+    ] = False,
+    data: DataArg = None,
+    as_json: JsonArg = False,
+) -> int:
+    """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent."""
     from vcutils.corpora import load_corpus
     from vcutils.corpora.doctor import examine
 
     config = _config(corpus, data)
     report = examine(load_corpus(config), config, fix)
-    _report(report, as_json)
-    return 1 if report["problems"] else 0
+    return _print(report, as_json, failed=report["problems"])
 
 
 def extract(
     corpus: CorpusArg,
-    backbone: str | None = None,
-    num_frames: int | None = None,
-    shard: str = "1/1",
-    engine: Literal["local", "ray"] = "local",
+    backbone: BackboneArg = None,
+    num_frames: Annotated[int | None, arg(help="frames per clip")] = None,
+    shard: Annotated[str, arg(help="I/N takes every N-th clip, for N processes or machines side by side")] = "1/1",
+    engine: Annotated[Literal["local", "ray"], arg(help="ray spreads N shards over a Ray cluster")] = "local",
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over.
-
-    Args:
-        backbone: efficientnet_lite0, a torchvision classification model, or timm/<name>.
-        num_frames: frames per clip.
-        shard: I/N takes every N-th clip, for N processes or machines side by side.
-        engine: ray spreads N shards over a Ray cluster (pip install ray).
-
-    """
+    """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over."""
     from vcutils.corpora import load_corpus
     from vcutils.features import extract_corpus, feature_folder
     from vcutils.runtime.cluster import extract_with_ray
@@ -84,17 +78,18 @@ def extract(
     config = _config(corpus, data, backbone)
     settings = config.extract if num_frames is None else dataclasses.replace(config.extract, num_frames=num_frames)
     opened = load_corpus(config)
-    if (ready := feature_folder(opened, config.artifacts, settings)) in opened.features.values():
-        others = "" if not opened.clips else "; name another --backbone to extract others from its clips"
-        raise UserError(f"{opened.root}: nothing to extract, it brings features, which are used: {ready.name}{others}")
-    if not opened.clips:
-        raise UserError(f"{opened.root}: no clips to extract from; it brings features: {', '.join(opened.features)}")
-    index, count = _shard(shard)
+    ready = feature_folder(opened, config.artifacts, settings)
+    if ready in opened.features.values() or not opened.clips:
+        others = "; name another --backbone to extract others from its clips" if opened.clips else ""
+        raise UserError(f"{opened.root}: nothing to extract, it brings features: {', '.join(opened.features)}{others}")
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {shard!r}: write I/N with 1 <= I <= N, such as 2/8")
     if engine == "ray":
         task = functools.partial(extract_corpus, opened, config.artifacts, settings, progress=False)
-        report = extract_with_ray(task, count)
+        report = extract_with_ray(task, int(count))
     else:
-        report = extract_corpus(opened, config.artifacts, settings, (index, count))
+        report = extract_corpus(opened, config.artifacts, settings, (int(index), int(count)))
     summary = {
         "features": str(report.folder),
         "written": len(report.written),
@@ -102,189 +97,128 @@ def extract(
         "failed": report.failed,
         "frames per second": round(report.frames / report.seconds, 1) if report.frames else None,
     }
-    _report(summary, as_json)
-    return 1 if report.failed else 0
+    return _print(summary, as_json, failed=report.failed)
 
 
 def pack(
-    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES", help="a folder of <id>.npy")],
+    features: Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")],
     as_json: JsonArg = False,
 ) -> int:
     """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
-    from vcutils.runtime.store import FeatureStore
-    from vcutils.runtime.store import pack as write_pack
+    from vcutils.runtime import store
 
-    path = write_pack(features)
-    _report(
-        {"pack": str(path), "clips": len(FeatureStore(features).ids), "bytes": path.stat().st_size},
-        as_json,
-    )
-    return 0
+    path = store.pack(features)
+    size = path.stat().st_size
+    return _print({"pack": str(path), "clips": len(store.FeatureStore(features).ids), "bytes": size}, as_json)
 
 
-def vocab(corpus: CorpusArg, min_count: int | None = None, data: DataArg = None, as_json: JsonArg = False) -> int:
-    """Fix the split and count the vocabulary on its training part.
-
-    Args:
-        min_count: words that occur less often become <unk>.
-
-    """
+def vocab(
+    corpus: CorpusArg,
+    min_count: Annotated[int | None, arg(help="words that occur less often become <unk>")] = None,
+    data: DataArg = None,
+    as_json: JsonArg = False,
+) -> int:
+    """Fix the split and count the vocabulary on its training part."""
     config = _config(corpus, data)
     if min_count is not None:
         config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
     report = _make_vocab(config)
-    _report(report, as_json)
-    return 1 if report["problems"] else 0
+    return _print(report, as_json, failed=report["problems"])
 
 
 def train(
     corpus: CorpusArg,
     train: tyro.conf.OmitArgPrefixes[TrainConfig],
     model: tyro.conf.OmitArgPrefixes[ModelConfig],
-    run: str = "default",
-    seeds: int = 1,
-    resume: bool = False,
-    backbone: str | None = None,
+    run: Annotated[str, arg(help="name of the run, data/<corpus>/runs/<name>")] = "default",
+    seeds: SeedsArg = 1,
+    resume: Annotated[bool, arg(help="go on from the run's last checkpoint")] = False,
+    backbone: BackboneArg = None,
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
     """Train a run, also under `accelerate launch`; builds split and vocabulary first where they are missing.
 
-    Args:
-        run: name of the run, data/<corpus>/runs/<name>.
-        seeds: how many runs, with seeds S, S+1, …; `evaluate` then reports mean and standard deviation.
-        resume: go on from the run's last checkpoint.
-        backbone: which features (default: those that the corpus brings, else the profile's).
-
+    With several seeds, `evaluate` reports mean and standard deviation.
     """
     from vcutils.scores.coco import References
     from vcutils.train import Trainer
 
     config = dataclasses.replace(_config(corpus, data, backbone), train=train, model=model)
-    name, reports = _name(run), []
+    if not run or run != Path(run).name or run.startswith("."):
+        raise UserError(f"--run {run!r}: a run's name is one plain folder name")
     loaded = _training_data(config)
+    reports: list[dict[str, Any]] = []
     for seed in range(train.seed, train.seed + _at_least(1, seeds, "--seeds")):
-        folder = config.artifacts / "runs" / (name if seed == train.seed else f"{name}-seed{seed}")
+        folder = config.artifacts / "runs" / (run if seed == train.seed else f"{run}-seed{seed}")
         settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
         trainer = Trainer(folder, settings, loaded, References, resume=resume)
+        if trainer.accelerator.is_main_process and not reports:
+            resolved = json.loads(to_json(trainer.config))
+            for part in ("train", "model"):
+                print(f"{part}: {_text(resolved[part])}", file=sys.stderr)
         trainer.fit()
         reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
-        _report(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
+        _print(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
     return 0
 
 
 def ablate(
-    corpus: CorpusArg,
-    seeds: int = 1,
-    split: str = "val",
-    data: DataArg = None,
-    as_json: JsonArg = False,
+    corpus: CorpusArg, seeds: SeedsArg = 1, split: SplitArg = "val", data: DataArg = None, as_json: JsonArg = False
 ) -> int:
     """What each part of the model is worth: trains it without that part, and writes ablations.json.
 
-    Args:
-        seeds: runs per variant.
-        split: the split to score on; val, since choices must not be made on test.
-
+    Choices are made on val, never on test.
     """
-    from vcutils.scores.ablations import ablate as run_ablations
-    from vcutils.scores.ablations import ablation_table
+    from vcutils.scores import ablations
 
     config = _config(corpus, data)
-    first = config.train.seed
-    loaded = _training_data(config)
-    if split not in loaded.splits:
-        raise UserError(f"unknown split {split!r}: take one of {', '.join(loaded.splits)}")
-    several = range(first, first + _at_least(1, seeds, "--seeds"))
-    result = run_ablations(config, loaded, config.artifacts / "runs", several, split)
-    if as_json:
-        _report(result, as_json=True)
-    else:
-        _report(result["protocol"], as_json=False)
-        print(ablation_table(result))
-    return 0
+    numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
+    result = ablations.ablate(config, _training_data(config), config.artifacts / "runs", numbers, split)
+    return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
-def evaluate(run: RunArg, split: str = "test", beam: int | None = None, as_json: JsonArg = False) -> int:
-    """Caption a split and score it, beside a floor and a human line.
-
-    Args:
-        split: train, val or test.
-        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
-
-    """
+def evaluate(run: RunArg, split: SplitArg = "test", beam: BeamArg = None, as_json: JsonArg = False) -> int:
+    """Caption a split and score it, beside a floor and a human line."""
     from vcutils.corpora import open_run
-    from vcutils.scores.report import evaluate as evaluate_run
-    from vcutils.scores.report import score_table
+    from vcutils.scores import report
 
     opened = open_run(run)
-    result = evaluate_run(opened, split, _decode(opened, beam))
-    if as_json:
-        _report(result, as_json=True)
-    else:
-        _report({k: v for k, v in result["protocol"].items() if k != "versions"}, as_json=False)
-        print(score_table(result, run.resolve().name))
-    return 0
+    result = report.evaluate(opened, split, _decode(opened, beam))
+    short = {name: value for name, value in result["protocol"].items() if name != "versions"}
+    return _print(result, as_json, short=short, table=report.score_table(result, run.resolve().name))
 
 
 def score(
-    predictions: Annotated[Path, tyro.conf.Positional],
-    references: Annotated[Path, tyro.conf.Positional],
+    predictions: Annotated[Path, Positional, arg(help="JSON file, {id: caption}")],
+    references: Annotated[Path, Positional, arg(help="JSON file, {id: [captions]}")],
     as_json: JsonArg = False,
 ) -> int:
-    """Score captions by the COCO caption protocol.
-
-    Args:
-        predictions: JSON file, {id: caption}.
-        references: JSON file, {id: [captions]}.
-
-    """
+    """Score captions by the COCO caption protocol."""
     from vcutils.scores import coco
 
-    predicted, known = coco.read_predictions(predictions), coco.read_references(references)
-    scores = coco.score(predicted, known)
-    protocol = {
-        "clips": len(predicted),
-        "references": sum(map(len, known.values())),
-        "tokenizer": "PTB",
-    }
-    notes = coco.notes(scores, len(predicted))
-    if as_json:
-        _report({"scores": scores, "protocol": protocol, "notes": notes}, as_json=True)
-    else:
-        _report(
-            {k: v if v is None else round(v, 4) for k, v in scores.items()} | protocol,
-            as_json=False,
-        )
-        print(*notes, sep="\n")
-    return 0
+    captions, known = coco.read_predictions(predictions), coco.read_references(references)
+    scores = coco.score(captions, known)
+    protocol = {"clips": len(captions), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
+    notes = coco.notes(scores, len(captions))
+    short = {name: value if value is None else round(value, 4) for name, value in scores.items()} | protocol
+    report = {"scores": scores, "protocol": protocol, "notes": notes}
+    return _print(report, as_json, short=short, table="\n".join(notes))
 
 
-def caption(
-    run: RunArg,
-    clips: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")],
-    beam: int | None = None,
-    as_json: JsonArg = False,
-) -> int:
-    """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails.
-
-    Args:
-        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
-
-    """
+def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg = False) -> int:
+    """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails."""
     from vcutils.attention.measures import attention_dict, word_views
     from vcutils.corpora import open_run
     from vcutils.scores.runs import caption_files
 
     if not clips:
         raise UserError("caption: name at least one clip")
-    report: dict[str, Any] = {}
-    failed = 0
     opened = open_run(run)
+    report: dict[str, Any] = {}
     for clip, result in caption_files(opened, clips, _decode(opened, beam)):
         if isinstance(result, UserError):
-            failed += 1
             report[str(clip)] = {"error": str(result)}
             if not as_json:
                 print(result, file=sys.stderr)
@@ -296,28 +230,20 @@ def caption(
             for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
                 line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
                 print(f"{line} ({view.weight:.0%} of the attention)")
-    if as_json:
-        _report(report, as_json=True)
-    return 1 if failed else 0
+    failed = any("error" in row for row in report.values())
+    return _print(report, as_json, failed=failed) if as_json else int(failed)
 
 
 def explore(
     run: RunArg,
-    clips: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")],
-    out: Path = Path("explorer.html"),
-    check: bool = False,
-    split: str = "test",
-    beam: int | None = None,
+    clips: ClipArgs,
+    out: Annotated[Path, arg(help="the page to write")] = Path("explorer.html"),
+    check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
+    split: SplitArg = "test",
+    beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file.
-
-    Args:
-        out: the page to write.
-        check: instead of a page, measure on a split how far the attention can be trusted.
-        split: the split that --check measures.
-        beam: beam size; 1 is greedy search (default: the run's own, 5 unless it was trained with another).
-    """
+    """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file."""
     from vcutils.corpora import open_run
 
     if not clips and not check:
@@ -328,19 +254,12 @@ def explore(
         from vcutils.attention.checks import check as run_checks
 
         rows = run_checks(opened, split, decode)
-        if as_json:
-            _report({"split": split, "checks": rows}, as_json=True)
-        else:
-            _report(
-                {r["check"]: f"{r['result']:<28} ({r['chance'] or '–'})  {r['reads']}" for r in rows},
-                as_json=False,
-            )
-        return 0
+        short = {row["check"]: f"{row['result']:<28} ({row['chance'] or '–'})  {row['reads']}" for row in rows}
+        return _print({"split": split, "checks": rows}, as_json, short=short)
     from vcutils.attention.page import page_for
 
-    problems = page_for(opened, [str(c) for c in clips], out, decode)
-    _report({"page": str(out), "problems": problems}, as_json)
-    return 1 if problems else 0
+    problems = page_for(opened, [str(clip) for clip in clips], out, decode)
+    return _print({"page": str(out), "problems": problems}, as_json, failed=problems)
 
 
 VERBS = (sample, doctor, extract, pack, vocab, train, ablate, evaluate, score, caption, explore)
@@ -364,11 +283,9 @@ def main(args: list[str] | None = None) -> int:
         return 2
     except SystemExit as stop:
         given = sys.argv[1:] if args is None else args
-        if stop.code and any(re.match("-[^-]", arg) and arg != "-h" for arg in given):
-            print(
-                'vcutils: ids and files that begin with "-" go last, behind "--": … RUN -- -id',
-                file=sys.stderr,
-            )
+        if stop.code and any(re.match("-[^-]", word) and word != "-h" for word in given):
+            hint = 'ids and files that begin with "-" go last, behind "--": … RUN -- -id'
+            print(f"vcutils: {hint}", file=sys.stderr)
         raise
     except KeyboardInterrupt:
         print("vcutils: stopped; finished work is kept", file=sys.stderr)
@@ -390,7 +307,7 @@ def _at_least(low: int, value: int, name: str) -> int:
     return value
 
 
-def _decode(run: Any, beam: int | None) -> Any:
+def _decode(run: Any, beam: int | None) -> DecodeConfig:
     """The run's own decoding settings, with a beam size of the user's choice."""
     return run.decode if beam is None else dataclasses.replace(run.decode, beam_size=beam)
 
@@ -402,18 +319,17 @@ def _training_data(config: Config) -> Any:
     from vcutils.corpora import load_corpus
     from vcutils.dataset import load_data
 
-    opened = load_corpus(config)
     with PartialState().main_process_first():  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
-            _report(_make_vocab(config), as_json=False, file=sys.stderr)
-    return load_data(opened, config.artifacts, config.extract)
+            _print(_make_vocab(config), as_json=False, file=sys.stderr)
+    return load_data(load_corpus(config), config.artifacts, config.extract)
 
 
 def _make_vocab(config: Config) -> dict[str, Any]:
     """Write splits.json and vocab.json of a corpus; what was done as a report."""
     from vcutils.corpora import load_corpus
     from vcutils.corpus import make_splits, save_splits
-    from vcutils.runtime.files import holding
+    from vcutils.runtime.files import holding, note
     from vcutils.vocab import build_vocabulary, oov_rate
 
     corpus = load_corpus(config)
@@ -423,6 +339,7 @@ def _make_vocab(config: Config) -> dict[str, Any]:
         (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
         save_splits(splits, config.artifacts / "splits.json")
         vocabulary.save(config.artifacts / "vocab.json")
+        note(config.artifacts, f"vocab: {len(vocabulary)} words, split by {origin}")
     return {
         "artifacts": str(config.artifacts),
         "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
@@ -432,33 +349,33 @@ def _make_vocab(config: Config) -> dict[str, Any]:
     }
 
 
-def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise UserError(f"--shard {text!r}: write I/N with 1 <= I <= N, such as 2/8")
-    return int(index), int(count)
+def _print(
+    report: Mapping[str, Any],
+    as_json: bool,
+    short: Mapping[str, Any] | None = None,
+    table: str = "",
+    failed: Any = False,
+    file: TextIO | None = None,
+) -> int:
+    """Print a report, whole as JSON, or for people `short` (or all) as aligned lines and a table; the exit code.
 
-
-def _name(run: str) -> str:
-    if not run or run != Path(run).name or run.startswith("."):
-        raise UserError(f"--run {run!r}: a run's name is one plain folder name")
-    return run
-
-
-def _report(report: Mapping[str, Any], as_json: bool, file: TextIO | None = None) -> None:
-    """Print a report, as JSON or as aligned lines; long lists are shortened for people, never in JSON."""
+    Long lists are shortened for people, never in JSON.
+    """
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=2), file=file)
-        return
-    width = max(map(len, report))
-    for key, value in report.items():
-        shown = _text(value)
-        if isinstance(value, Mapping) and len(shown) > 100:
-            value = [f"{k}: {_text(v)}" for k, v in value.items()]
+        return int(bool(failed))
+    lines = report if short is None else short
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        if isinstance(value, Mapping) and len(_text(value)) > 100:
+            value = [f"{name}: {_text(v)}" for name, v in value.items()]
         if isinstance(value, list):
-            lines = [_text(v) for v in value[:10]] + ([f"… and {len(value) - 10} more"] if len(value) > 10 else [])
-            shown = ("\n" + " " * (width + 2)).join(lines) or "none"
-        print(f"{key:<{width}}  {shown}", file=file)
+            items = [_text(v) for v in value[:10]] + [f"… and {len(value) - 10} more"] * (len(value) > 10)
+            value = ("\n" + " " * (width + 2)).join(items) or "none"
+        print(f"{key:<{width}}  {_text(value)}", file=file)
+    if table:
+        print(table, file=file)
+    return int(bool(failed))
 
 
 def _text(value: Any) -> str:
