@@ -1,6 +1,8 @@
 # make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS and
 #                  VCUTILS_SET choose; FROM=2 leaves out those before)
-# make test        set everything up, lint, and pass the tests
+# make test        set everything up, lint, and pass the tests, with the short half of the matrix
+# make matrix      the five notebooks with every profile on every kind of corpus, a line of a table each: about
+#                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows of the pure-Python packages
 # make audit       known vulnerabilities of what is installed (needs the network)
@@ -24,7 +26,7 @@ export PYTHONUTF8 := 1
 
 PURE := timm accelerate nltk ipywidgets tqdm tyro jupyterlab jupytext nbconvert nbval pycocoevalcap codespell
 
-.PHONY: setup notebooks test lint lowest audit bench lab outputs clean
+.PHONY: setup notebooks test matrix lint lowest audit bench lab outputs clean
 
 setup: $(READY)
 
@@ -48,9 +50,13 @@ notebooks: $(READY)
 test: $(READY) lint
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/python -m pytest
+	$(BIN)/python tests/matrix/run.py --short
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch TQDM_DISABLE=1 \
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+
+matrix: $(READY)
+	$(BIN)/python tests/matrix/run.py $(MATRIX)
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

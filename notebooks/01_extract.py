@@ -165,7 +165,7 @@ if not ready:
 
 # %%
 store = FeatureStore(folder)
-row = store.manifest.get(video_id, {})
+row = store.manifest.get(video_id) or dict(zip("TD", store[video_id].shape, strict=True))
 for key in ("source", "backbone", "weights", "T", "D", "fps", "duration"):
     print(f"{key:>9}: {row.get(key, 'not known: the corpus brought its features')}")
 print(f"    times: {row.get('timestamps', [])[:4]} …")

@@ -128,7 +128,7 @@ for read, say in zip(ids[:-1], ids[1:], strict=True):
 # %%
 data = load_data(corpus, config.artifacts, config.extract)
 K = config.train.captions_per_clip
-dataset = CaptionDataset(data.store, data.captions, data.splits["train"], vocabulary, captions_per_clip=K)
+dataset = CaptionDataset(data, "train", captions_per_clip=K, max_length=config.train.max_length)
 batch = collate([dataset[i] for i in range(min(4, len(dataset)))])
 B, T, D = batch.features.shape
 print(f"features {(B, T, D)}, frame_mask {tuple(batch.frame_mask.shape)}, captions {tuple(batch.captions.shape)}")

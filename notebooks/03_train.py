@@ -33,6 +33,7 @@ from vcutils.config import ORIGINAL_TRAINING, Config
 from vcutils.corpora import load_corpus
 from vcutils.dataset import CaptionDataset, collate, load_data
 from vcutils.model import AdditiveAttention, CaptionModel, Memory, caption_loss
+from vcutils.scores.coco import References
 from vcutils.train import Trainer
 
 config = Config.from_env()
@@ -40,6 +41,8 @@ data = load_data(load_corpus(config), config.artifacts, config.extract)
 config = data.suited(config)  # learning rate, dropout, batch size and epochs by the corpus' size
 torch.manual_seed(config.train.seed)
 print({name: len(ids) for name, ids in data.splits.items()}, "clips,", len(data.vocabulary), "words, D =", data.store.dim)
+for settings in (config.model, config.train):
+    print(settings)
 
 # %% [markdown]
 # ## What attention computes
@@ -103,12 +106,12 @@ assert weights[0, 0, 2] == 0
 
 # %%
 model = CaptionModel(config.model, len(data.vocabulary), data.store.dim)
-dataset = CaptionDataset(data.store, data.captions, data.splits["train"], data.vocabulary, captions_per_clip=2)
+dataset = CaptionDataset(data, "train", captions_per_clip=2, max_length=config.train.max_length)
 batch = collate([dataset[i] for i in range(3)])
 real = batch.targets != 0
-logits, weights = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, 0))
+logits, weights = model(batch.features, batch.frame_mask, batch.inputs)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-print("logits", tuple(logits.shape), "one row per real word:", int(real.sum()))
+print("logits", tuple(logits.shape), f"(B, K, L, V), of which {int(real.sum())} of {real.numel()} words are real")
 print("weights", tuple(weights.shape), "(B, K, L, T), rows of real words sum to", round(weights.sum(-1)[real].mean().item(), 4))
 
 # %% [markdown]
@@ -119,10 +122,15 @@ print("weights", tuple(weights.shape), "(B, K, L, T), rows of real words sum to"
 
 # %%
 model.eval()
-loss = caption_loss(model, batch).item()
-print(f"loss {loss:.2f}, expected ln {len(data.vocabulary)} = {math.log(len(data.vocabulary)):.2f}")
-rubbish = dataclasses.replace(batch, features=batch.features.masked_fill(~batch.frame_mask[..., None], 99.0))
-assert math.isclose(caption_loss(model, rubbish).item(), loss, rel_tol=1e-5)
+frame_mask = batch.frame_mask.clone()
+frame_mask[0, frame_mask.shape[1] // 2 + 1 :] = False  # the first clip now ends early: the rest is padding
+losses = []
+for rubbish in (0.0, 99.0):
+    features = batch.features.masked_fill(~frame_mask[..., None], rubbish)
+    losses.append(caption_loss(model(features, frame_mask, batch.inputs)[0], batch.targets).item())
+print(f"loss {losses[0]:.2f}, expected ln {len(data.vocabulary)} = {math.log(len(data.vocabulary)):.2f}")
+print("the same with rubbish in the padding:", math.isclose(*losses, rel_tol=1e-5))
+assert math.isclose(*losses, rel_tol=1e-5)
 
 # %% [markdown]
 # ## Training
@@ -134,7 +142,7 @@ assert math.isclose(caption_loss(model, rubbish).item(), loss, rel_tol=1e-5)
 
 # %%
 run = config.artifacts / "runs" / "default"
-trainer = Trainer(run, config, data, resume="auto")
+trainer = Trainer(run, config, data, References, resume="auto")
 history = trainer.fit()
 if not history:
     print(f"{config.train.max_minutes:g} minutes ended within the first epoch; run the cell again to go on")
@@ -150,7 +158,7 @@ if best := trainer.record.best_row:
 
 # %%
 blind = dataclasses.replace(config, train=dataclasses.replace(config.train, shuffle_features=True))
-control = Trainer(run.with_name("control"), blind, data, resume="auto")
+control = Trainer(run.with_name("control"), blind, data, References, resume="auto")
 control_history = control.fit()
 if best_control := control.record.best_row:
     print(f"control: train loss {control_history[-1]['train_loss']:.2f}, best CIDEr {100 * best_control['val_CIDEr']:.1f}")
@@ -171,14 +179,14 @@ plt.show()
 # %% [markdown]
 # ## What a recipe is worth
 #
-# - The same model once more, trained as the notebook that this course grew out of did it (profile `original`): learning
+# - The same model once more, trained as the notebook that this course grew out of did it (preset `train=original`): learning
 #   rate 1e-4, one caption per clip and step, a step every four batches, 20 epochs.
 # - It was made for 1,200 clips with 40 captions; here it serves to show that a recipe has to fit its corpus.
 
 # %%
 limits = {"epochs": min(20, config.train.epochs), "max_minutes": config.train.max_minutes, "find_batch_size": False}
 recipe = dataclasses.replace(config, train=dataclasses.replace(ORIGINAL_TRAINING, **limits))
-original = Trainer(run.with_name("original"), recipe, data, resume="auto")
+original = Trainer(run.with_name("original"), recipe, data, References, resume="auto")
 original.fit()
 for name, trained in (("this recipe", trainer), ("the original's", original)):
     row, steps = trained.record.best_row, trained.progress.step

@@ -28,14 +28,11 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from vcutils.attention import checks as trust
-from vcutils.attention import measures
+from vcutils.attention import checks, figures, measures
 from vcutils.attention.explorer import explore
-from vcutils.attention.figures import number_tile
 from vcutils.config import Config
 from vcutils.corpora import open_run
 from vcutils.dataset import pad_frames
-from vcutils.decode import predict
 from vcutils.runtime.files import write_text
 
 config = Config.from_env()
@@ -50,11 +47,11 @@ out = run.folder / "attention"
 # `video_id` to any other. Each word comes with its own row of weights over the frames.
 
 # %%
-predictions = predict(run.model, run.vocabulary, run.data.store, test, config.decode)
+predictions = run.predict(test, config.decode)
 video_id = max(test, key=lambda i: float(np.abs(np.diff(predictions[i].attention, axis=0)).sum()))
-hypothesis, times = predictions[video_id], timestamps(run, video_id)
+hypothesis, times = predictions[video_id], run.timestamps(video_id)
 timed = "timestamps" in run.manifest.get(video_id, {})
-pictures = thumbnails(run, video_id) or [number_tile(i + 1) for i in range(len(times))]
+pictures = run.thumbnails(video_id) or [figures.number_tile(i + 1) for i in range(len(times))]
 print(video_id, "model:", hypothesis.caption)
 print(" " * len(video_id), "human:", run.data.captions[video_id][0])
 print("weights:", hypothesis.attention.shape, "(words, frames), each row sums to", hypothesis.attention.sum(axis=1).round(3)[0])
@@ -78,7 +75,7 @@ explorer
 count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
 rarest = sorted(sorted(range(len(hypothesis.words)), key=lambda i: count[hypothesis.words[i]])[:2])
 for place in rarest:
-    display(attention.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures, timed=timed))
+    display(figures.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures, timed=timed))
 
 # %% [markdown]
 # And what hiding does: how many of its frames, strongest first, must go before the last of these words goes?
@@ -104,7 +101,7 @@ features, frame_mask = pad_frames([run.data.store[video_id]])
 decoder, scorer = run.model.decoder, run.model.decoder.attention
 with torch.no_grad():
     m = run.model.encoder(features, frame_mask)[0]  # (T, C) encoded frames
-    h = torch.tanh(decoder.init_hidden(m.mean(dim=0)))  # (H,) state before the first word
+    h = torch.tanh(decoder.init_h(m.mean(dim=0)))  # (H,) state before the first word
     hidden = torch.tanh(m @ scorer.keys.weight.T + scorer.keys.bias + scorer.query.weight @ h)  # (T, A)
     by_hand = (hidden @ scorer.score.weight[0]).softmax(dim=0).numpy()
 print(f"first word {hypothesis.words[0]!r}, strongest frame {by_hand.argmax()} with {by_hand.max():.1%}")
@@ -119,11 +116,11 @@ assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
 # - Follow the circles from top to bottom: they mark the strongest frame of each word.
 
 # %%
-attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
+figures.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
 
 # %%
 table = ["| word | strongest frame | at | weight | spread |", "|---|---|---|---|---|"]
-for view in attention.word_views(hypothesis, times):
+for view in measures.word_views(hypothesis, times):
     at = f"{view.seconds:.2f} s" if timed else "–"
     table.append(f"| {view.word} | {view.frame} | {at} | {view.weight:.0%} | {view.entropy:.2f} |")
 display(Markdown("\n".join(table)))
@@ -133,13 +130,13 @@ display(Markdown("\n".join(table)))
 # frames weigh the same. Function words such as *a* or *and* can be said without looking; content words cannot.
 
 # %%
-attention.plot_entropy(hypothesis.words, hypothesis.attention)
+figures.plot_entropy(hypothesis.words, hypothesis.attention)
 
 # %% [markdown]
 # Averaged over all words: which frames did the caption rest on?
 
 # %%
-attention.plot_importance(hypothesis.attention, times, pictures, timed=timed)
+figures.plot_importance(hypothesis.attention, times, pictures, timed=timed)
 
 # %% [markdown]
 # ## Can it be believed?
@@ -150,7 +147,7 @@ attention.plot_importance(hypothesis.attention, times, pictures, timed=timed)
 
 # %%
 table = ["| check | result | chance or reference | how to read it |", "|---|---|---|---|"]
-for row in trust.check(run, "test", config.decode):
+for row in checks.check(run, "test", config.decode):
     table.append(f"| {row['check']} | {row['result']} | {row['chance'] or '–'} | {row['reads']} |")
 display(Markdown("\n".join(table)))
 
@@ -183,11 +180,11 @@ display(Markdown("\n".join(table)))
 
 # %%
 for i in test:
-    write_text(out / f"{i}.json", json.dumps(attention.attention_dict(predictions[i], timestamps(run, i))))
-figure = attention.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
-figures = attention.save_figure(figure, out / video_id)
+    write_text(out / f"{i}.json", json.dumps(measures.attention_dict(predictions[i], run.timestamps(i))))
+figure = figures.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
+files = figures.save_figure(figure, out / video_id)
 page = explorer.save(out / "explorer.html", test[:3])
-print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*figures, page))}")
+print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*files, page))}")
 
 # %% [markdown]
 # ## Recap
@@ -200,5 +197,5 @@ print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.jo
 #
 # 1. Find a wrong word. Where did the model look when it said it? Hide that frame: does the word go away?
 # 2. Train with `encoder="none"`. Does the attention get sharper? Does the caption get better?
-# 3. `trust.deletion` hides a quarter of the frames. Try an eighth and a half (`share`): when does the difference to random
+# 3. `checks.deletion` hides a quarter of the frames. Try an eighth and a half (`share`): when does the difference to random
 #    frames grow, when does it vanish, and why must it vanish in the end?
