@@ -54,7 +54,7 @@ def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, sett
 
 
 def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
-    """The largest of upper, upper/2, upper/4, … for which `try_batch(size)` does not run out of GPU memory.
+    """The first size, from `upper` down by a tenth at a time, for which `try_batch(size)` finds enough GPU memory.
 
     Raises UserError when not even one clip fits.
     """

@@ -91,11 +91,20 @@ def _sweep(folder: Path) -> None:
     """Remove the temporary files of dead processes below a folder."""
     for parent, _, names in os.walk(folder):
         for name in {n.removeprefix(".lock-") for n in names if n.startswith((".tmp-", ".lock-.tmp-"))}:
-            temporary = Path(parent, name)
-            lock = FileLock(_lock_of(temporary))
-            with suppress(Timeout, OSError):  # in use, or another user's
-                lock.acquire(blocking=False)
-                _remove(temporary, lock)
+            _remove_dead(Path(parent, name))
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside a file of any folder; other programs' stay."""
+    for lock in path.parent.glob(f".lock-.tmp-*{path.suffix}"):
+        _remove_dead(lock.with_name(lock.name.removeprefix(".lock-")))
+
+
+def _remove_dead(temporary: Path) -> None:
+    lock = FileLock(_lock_of(temporary))
+    with suppress(Timeout, OSError):  # in use, or another user's
+        lock.acquire(blocking=False)
+        _remove(temporary, lock)
 
 
 def _remove(path: Path, lock: FileLock) -> None:

@@ -115,7 +115,8 @@ class Ledger:
             path.unlink(missing_ok=True)  # of an earlier, readable state of the clip
             return {"error": error, "patience": self.config.patience}
         assert isinstance(frames, Frames)
-        array = features.numpy().astype(np.float16)
+        with np.errstate(over="ignore"):  # seen in the next line
+            array = features.numpy().astype(np.float16)
         if not np.isfinite(array).all():  # beyond what float16 can hold
             array = features.numpy()
         with replacing(path) as temporary:
