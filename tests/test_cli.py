@@ -1,6 +1,7 @@
 """The command line: every verb as a server's script would call it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -204,6 +205,34 @@ def test_train_makes_split_and_vocabulary_where_they_are_missing(call, make_corp
     code, out, err = call("train", root, "--epochs", "1", *data, "--json")
     assert code == 0 and json.loads(out)["epochs"] == 1
     assert "split" in err and (tmp_path / "data" / "mine" / "vocab.json").is_file()
+
+
+def test_vocab_is_1_when_it_lists_captions_without_clips_and_0_when_there_is_nothing_to_list(
+    call, make_corpus, tmp_path
+):
+    root, data = make_corpus(ids=tuple("abcdef")), ("--data", tmp_path / "data")
+    assert call("vocab", root, *data)[0] == 0
+    with open(root / "captions.txt", "a") as file:
+        file.write("ghost a dog runs\n")
+    code, out, _ = call("vocab", root, *data, "--json")
+    assert code == 1 and json.loads(out)["problems"] == ["ghost: captions but no clip"]
+    assert (tmp_path / "data" / "mine" / "vocab.json").is_file(), "what can be done is done"
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a process")
+def test_page_of_a_killed_explore_is_swept_by_the_next(call, tiny_run, tiny_corpus, tmp_path, repo):
+    """What another program left beside it stays."""
+    script = (
+        "import os, sys; from pathlib import Path; from vcutils.runtime.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    page = tmp_path / "page.html"
+    (tmp_path / ".tmp-of-an-editor").write_text("years of work")
+    subprocess.run([sys.executable, "-c", script, str(page)], cwd=repo, check=False)
+    assert len(list(tmp_path.glob(".tmp-*.html"))) == 1, "else this test tests nothing"
+    assert call("explore", tiny_run, next(iter(tiny_corpus.clips)), "--out", page)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-of-an-editor", "page.html"]
 
 
 def test_train_before_extract_says_what_to_run(call, make_corpus, tmp_path):

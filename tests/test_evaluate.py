@@ -14,8 +14,8 @@ from vcutils.corpus import read_splits
 from vcutils.decode import predict
 from vcutils.scores import coco as metrics
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions, typical_caption
-from vcutils.scores.report import evaluate, plot_examples, score_table
-from vcutils.scores.runs import caption_files, sister_runs
+from vcutils.scores.report import evaluate, plot_examples, protocol, score_table
+from vcutils.scores.runs import Run, caption_files, sister_runs
 
 METRICS = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
 
@@ -79,6 +79,15 @@ def test_protocol_tells_what_a_reader_must_know(run, result):
         "max": 6,
     }
     assert protocol["seeds"] == [0] and {"torch", "numpy", "pycocoevalcap"} <= set(protocol["versions"])
+
+
+def test_protocol_counts_the_frames_of_features_that_a_corpus_brings(toy_data, small_model):
+    """Clips of 3 to 6 frames: what the settings say about sampling is not what was measured."""
+    model = small_model(feature_dim=8, vocab_size=len(toy_data.vocabulary))
+    config = {"features": str(toy_data.store.folder), "extract": {"num_frames": 16}, "train": {"seed": 0}}
+    brought = Run(toy_data.root, config, model, toy_data.vocabulary, toy_data, {})
+    told = protocol([brought], "test", DecodeConfig())
+    assert told["frames per clip"] == {"min": 3, "mean": 4.5, "max": 6} and told["features"] == "hand"
 
 
 def test_unknown_split_lists_the_known_ones(run):

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+import socket
 from pathlib import Path
+from time import monotonic
 from urllib.error import URLError
 
 import numpy as np
@@ -17,7 +19,7 @@ from vcutils.features import clip_features, extract_corpus, feature_folder
 from vcutils.runtime import backbones, ledger, pipeline
 from vcutils.runtime.backbones import BackboneError, load_backbone
 from vcutils.runtime.cluster import extract_with_ray
-from vcutils.runtime.store import read_manifest
+from vcutils.runtime.store import FeatureStore, read_manifest
 from vcutils.video import sample_frames
 
 CONFIG = ExtractConfig(backbone="colours", num_frames=4, batch_size=4)
@@ -151,7 +153,7 @@ def test_batched_features_equal_one_frame_at_a_time(lite0, tiny_corpus, tiny_rep
         batched = np.load(tiny_report.folder / f"{video_id}.npy").astype(np.float32)
         assert np.linalg.norm(batched - single) / np.linalg.norm(single) < 1e-3
         assert (np.linalg.norm(batched - single, axis=1) < 1e-3 * np.linalg.norm(single, axis=1)).all()
-    again, _ = clip_features(lite0, tiny_corpus.clips[video_id], CONFIG)
+    again, _ = clip_features(lite0, tiny_corpus.clips[video_id], dataclasses.replace(CONFIG, num_frames=6))
     assert np.allclose(again, single, rtol=1e-3, atol=1e-4)
 
 
@@ -354,3 +356,117 @@ def test_ray_engine_without_ray_says_what_to_install(make_corpus, tmp_path, monk
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
         extract_with_ray(lambda shard: None, 2)
+
+
+def large(monkeypatch, change):
+    """A network whose features are those of `fake_backbone`, changed."""
+    load = features.load_backbone
+
+    class Changed(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return change(self.inner(x))
+
+    def loaded(name, device=None):
+        backbone = load(name)
+        return dataclasses.replace(backbone, model=Changed(backbone.model))
+
+    monkeypatch.setattr(features, "load_backbone", loaded)
+    return loaded("colours")
+
+
+@pytest.mark.filterwarnings("error")
+def test_features_beyond_float16_are_kept_as_float32(make_corpus, fake_backbone, tmp_path, monkeypatch):
+    """Stored as infinite numbers they would be refused for ever, without a word at extraction."""
+    root = make_corpus()
+    backbone = large(monkeypatch, lambda x: 1e6 * x + 1e5)
+    report = run(root, tmp_path / "out")
+    assert report.written == ["a", "b", "c"] and not report.failed
+    store = FeatureStore(report.folder)
+    for video_id, path in open_corpus(root).clips.items():
+        expected, _ = clip_features(backbone, path, CONFIG)
+        assert store[video_id].dtype == np.float32 and np.isfinite(store[video_id]).all()
+        np.testing.assert_array_equal(store[video_id], expected.numpy())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_frame_without_usable_features_is_an_error_that_names_it(
+    make_corpus, fake_backbone, tmp_path, monkeypatch, value
+):
+    root = make_corpus(ids=("a", "b"), frames=20)
+    poisoned = {"b": 2}  # the third of its four frames
+
+    def change(x):
+        change.seen += len(x)
+        first = change.seen - len(x)
+        x = x.clone()
+        for row in range(len(x)):
+            if first + row == 4 + poisoned["b"]:  # four frames of a come before
+                x[row, 5] = value
+        return x
+
+    change.seen = 0
+    large(monkeypatch, change)
+    report = run(root, tmp_path / "out")
+    assert report.written == ["a"] and list(report.failed) == ["b"]
+    rows = read_manifest(report.folder)
+    times = sample_frames(root / "videos" / "b.avi", 4).timestamps
+    assert f"b.avi: NaN or infinite features for the frame at {times[2]:.2f} s" in rows["b"]["error"]
+    assert sorted(stored(report.folder)) == ["a"]
+
+
+def test_clip_that_ran_out_of_patience_is_tried_again_with_more(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+
+    def with_patience(seconds):
+        config = dataclasses.replace(CONFIG, patience=seconds, workers=1)
+        return extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
+
+    hasty = with_patience(0.001)
+    assert sorted(hasty.failed) == ["a", "b", "c"] and "not decoded within" in hasty.failed["a"]
+    loaded = len(fake_backbone)
+    for seconds in (0.001, 0.0005):
+        again = with_patience(seconds)
+        assert sorted(again.failed) == ["a", "b", "c"] and again.written == []
+    assert len(fake_backbone) == loaded, "as little patience as before tries nothing again"
+    assert with_patience(60.0).written == ["a", "b", "c"]
+
+
+def test_broken_clip_is_not_tried_again_with_less_patience(make_corpus, fake_backbone, tmp_path):
+    root = make_corpus()
+    (root / "videos" / "b.avi").write_text("no video")
+    run(root, tmp_path / "out")
+    config = dataclasses.replace(CONFIG, patience=5.0)
+    report = extract_corpus(open_corpus(root), tmp_path / "out", config, progress=False)
+    assert list(report.failed) == ["b"] and len(fake_backbone) == 1
+
+
+def test_timm_name_without_a_network_answers_in_seconds(monkeypatch, tmp_path):
+    """The hub's client would try again and again for most of a minute."""
+    from huggingface_hub import constants
+
+    asked = []
+    monkeypatch.setattr(backbones, "is_reachable", lambda url: asked.append(url) or False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    begun = monotonic()
+    with pytest.raises(BackboneError, match=r"timm/resnet18: its pretrained weights cannot be had"):
+        load_backbone("timm/resnet18")
+    assert asked == [constants.ENDPOINT] and monotonic() - begun < 10
+
+
+def test_server_is_reachable_when_it_answers(monkeypatch):
+    monkeypatch.setattr(backbones, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert backbones.is_reachable(f"https://127.0.0.1:{port}/path")
+    assert not backbones.is_reachable(f"https://127.0.0.1:{port}")
+    begun = monotonic()
+    assert not backbones.is_reachable("https://no.such.host.invalid")
+    assert not backbones.is_reachable("https://192.0.2.1", seconds=0.5), "an address that is nobody's"
+    assert monotonic() - begun < 8
+    monkeypatch.setattr(backbones, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert backbones.is_reachable("https://no.such.host.invalid"), "behind a proxy nobody can tell"

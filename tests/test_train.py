@@ -629,3 +629,131 @@ def test_auto_goes_on_with_a_run_of_the_same_settings_and_starts_any_other_anew(
     log = (tmp_path / "mine" / "log.txt").read_text()
     assert "out of time after epoch 0, step 1" in log and "epoch 4 of 4" in log
     assert log.count("from epoch 0, step 0") == 2
+
+
+@pytest.mark.parametrize("patience", [2, 3])
+def test_patience_ends_the_first_phase_and_not_the_second(toy_data, toy_config, tmp_path, patience):
+    """Nothing is learned without a learning rate, so that patience runs out in both phases."""
+    config = toy_config(epochs=30, lr=0.0, scst_epochs=9, scst_lr=0.0, patience=patience)
+    history = fit(tmp_path / "run", config, toy_data)
+    assert len(history) == 1 + 2 * patience, "one epoch that is better than none, then patience twice"
+    written = Trainer(tmp_path / "run", config, toy_data, References, resume=True, progress=False)
+    assert written.progress.first_phase == 1 + patience and written.record.finished
+
+
+def test_second_phase_is_gone_through_although_patience_ended_the_first(toy_data, toy_config, tmp_path):
+    config = toy_config(epochs=30, lr=0.0, scst_epochs=3, scst_lr=1e-4, patience=3)
+    history = fit(tmp_path / "run", config, toy_data)
+    assert [row["lr"] for row in history] == [0.0] * 4 + [1e-4] * 3
+
+
+def test_run_that_is_cut_in_its_second_phase_after_patience_goes_on_as_if_never_cut(
+    toy_data, toy_config, tmp_path, monkeypatch
+):
+    config = toy_config(epochs=30, lr=0.0, scst_epochs=3, scst_lr=1e-3, patience=2)
+    history = fit(tmp_path / "whole", config, toy_data)
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        cut_after(patched, 4, 1)
+        fit(tmp_path / "cut", config, toy_data)
+    assert untimed(fit(tmp_path / "cut", config, toy_data, resume=True)) == untimed(history)
+    assert weights_of(tmp_path / "cut", "last") == weights_of(tmp_path / "whole", "last")
+
+
+def test_two_trainers_in_one_process_accumulate_each_for_itself(toy_data, toy_config, tmp_path):
+    def trainer(accumulation):
+        config = toy_config(epochs=1, batch_size=1, accumulation=accumulation)
+        return Trainer(tmp_path / str(accumulation), config, toy_data, References, progress=False)
+
+    one, four = trainer(1), trainer(4)
+    one.fit()
+    four.fit()
+    assert (one.progress.step, four.progress.step) == (8, 2)
+
+
+def test_accumulated_batches_weigh_as_one_large_batch(toy_data, toy_config, tmp_path):
+    """Two batches of four clips, one optimizer step: the mean of their gradients."""
+    seen = {}
+    for accumulation in (1, 2):
+        config = toy_config(epochs=1, batch_size=4, accumulation=accumulation, clip_norm=1e9)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+        trainer = Trainer(tmp_path / str(accumulation), config, toy_data, References, progress=False)
+        step, gradients = trainer.optimizer.step, seen.setdefault(accumulation, [])
+
+        def watched(step=step, gradients=gradients, trainer=trainer):
+            gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+            if accumulation == 2:  # noqa: B023
+                step()
+
+        trainer.optimizer.step = watched  # with one batch a step none is taken: both see the first weights
+        trainer.fit()
+    (both,), (first, second) = seen[2], seen[1]
+    for together, a, b in zip(both, first, second, strict=True):
+        assert torch.allclose(together, (a + b) / 2, atol=1e-6)
+
+
+def test_guessing_pass_takes_no_gradient_from_the_learning_one(toy_data, toy_config, tmp_path):
+    """Inside one autocast block the pass without gradients would leave its copies of the weights for the other."""
+    config = toy_config(epochs=2, precision="bf16", scheduled_sampling=1.0, weight_decay=0.0)
+    trainer = Trainer(tmp_path / "run", config, toy_data, References, progress=False)
+    backward, reached = trainer.accelerator.backward, []
+
+    def watched(loss, **kwargs):
+        backward(loss, **kwargs)
+        parameters = trainer.model.named_parameters()
+        reached.append({name for name, p in parameters if p.grad is not None and p.grad.abs().max() > 0})
+
+    trainer.accelerator.backward = watched
+    trainer.fit()
+    assert len(reached) == 4 and len(reached[0]) > 15
+    assert reached[-1] == reached[0], "an epoch with guesses learns less of the model than one without"
+
+
+def test_batch_size_that_a_search_finds_does_not_change_the_seeds_result(toy_data, toy_config, tmp_path, monkeypatch):
+    """The search builds models, which draws random numbers."""
+    fit(tmp_path / "given", toy_config(epochs=2, batch_size=2), toy_data)
+
+    def search(accelerator, new_model, data, settings):
+        for _ in range(3):
+            new_model()
+        return 2
+
+    monkeypatch.setattr(train, "fitting_batch", search)
+    fit(tmp_path / "found", toy_config(epochs=2, batch_size=64, find_batch_size=True), toy_data)
+    assert weights_of(tmp_path / "found") == weights_of(tmp_path / "given")
+
+
+@pytest.mark.parametrize(("size", "clips"), [(2, 1), (4, 2), (64, 4)])
+def test_validation_shows_no_more_captions_at_once_than_a_training_batch(
+    toy_data, toy_config, tmp_path, monkeypatch, size, clips
+):
+    """Each of the four validation clips has three captions, and all are shown; a training clip shows two."""
+    shown, real = [], train.fast_loss
+
+    def loss(network, batch, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            shown.append(batch.captions.shape[:2])
+        return real(network, batch, *args, **kwargs)
+
+    monkeypatch.setattr(train, "fitting_batch", lambda *args: size)
+    monkeypatch.setattr(train, "fast_loss", loss)
+    fit(tmp_path / "run", toy_config(epochs=1, batch_size=64, find_batch_size=True), toy_data)
+    assert set(shown) == {(clips, 3)} and sum(b for b, _ in shown) == 4
+
+
+def test_self_critical_phase_without_a_second_sample_is_refused(toy_data, toy_config, tmp_path):
+    """A clip's only sample would be compared with nothing."""
+    with pytest.raises(UserError, match="captions_per_clip of 2 or more"):
+        Trainer(tmp_path / "run", toy_config(captions_per_clip=1, scst_epochs=1), toy_data, References)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sampled_caption_that_does_not_end_is_rewarded_for_less(toy_data, toy_config, tmp_path, monkeypatch):
+    """Of the same words with and without <end>, the caption that ends must become the likelier one."""
+    config = toy_config(captions_per_clip=2, scst_epochs=1)
+    trainer = Trainer(tmp_path / "run", config, toy_data, References, progress=False)
+    batch = next(iter(trainer.loader))
+    words = [toy_data.vocabulary.index[w] for w in toy_data.captions[batch.ids[0]][0].split()]
+    rows = torch.tensor([[START, *words, END], [START, *words, PAD]])
+    monkeypatch.setattr("vcutils.runtime.self_critical.sample_captions", lambda *args: rows[None])
+    sampled = sampled_batch(trainer.model, batch._replace(ids=batch.ids[:1]), toy_data.vocabulary, trainer.rewards, 8)
+    assert sampled.weights[0, 0] > 0.1 and sampled.weights[0, 1] < -0.1

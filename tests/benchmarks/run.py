@@ -63,7 +63,8 @@ def main(names: list[str]) -> int:
     for name in names or STAGES:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in importlib.import_module(name).measure()]
-        known[name] = {"machine": machine(), "rows": rows}
+        if rows:  # else it could not be measured here, and said why: earlier rows stay
+            known[name] = {"machine": machine(), "rows": rows}
         known = {stage: known[stage] for stage in STAGES if stage in known}
         RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
