@@ -12,10 +12,7 @@ from vcutils.corpus import Corpus
 
 
 def load_corpus(config: Config, progress: bool = True) -> Corpus:
-    """The corpus of a configuration, without what its exclude.txt names.
-
-    Renders the embedded corpus first when it is wanted and not there yet.
-    """
+    """The corpus of the settings, without the clips in its exclude.txt; renders the sample first if needed."""
     if config.corpus is None:
         from vcutils.corpora import sample
 
@@ -28,7 +25,8 @@ def open_run(folder: Path, **options: Any) -> Any:
 
     Raises UserError that names what is missing.
     """
-    from vcutils.scores.runs import load_run, run_config
+    from vcutils.runtime.checkpoints import run_config
+    from vcutils.scores.runs import load_run
 
     folder = Path(folder).resolve()
     corpus = open_corpus(Path(run_config(folder)["corpus_dir"]))

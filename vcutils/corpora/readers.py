@@ -15,8 +15,8 @@ from typing import TextIO
 from vcutils.config import UserError
 from vcutils.corpus import SPLITS, Captions, Corpus, Splits, caption_lines
 from vcutils.corpus import open_corpus as open_folder
-from vcutils.runtime.checks import checked_splits, collect_captions
-from vcutils.runtime.files import read_json
+from vcutils.runtime.checks import checked_splits, collect_captions, existing_folder
+from vcutils.runtime.files import read_json, reading
 
 CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json")
 NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
@@ -29,13 +29,10 @@ def open_corpus(root: Path) -> Corpus:
     Raises UserError when the folder, its captions, or both clips and features are missing.
     """
     problems: list[str] = []
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        return open_folder(root)  # says what is wrong
-    path = find_caption_file(root.resolve())
+    path = find_caption_file(existing_folder(root))
     captions = read_captions(path, problems)
-    own = msrvtt_splits(path) if path.suffix == ".json" else None
-    corpus = open_folder(root, captions, own, problems)
+    own_splits = msrvtt_splits(path) if path.suffix == ".json" else None
+    corpus = open_folder(root, captions, own_splits, problems)
     if corpus.own_splits is None and (official := msvd_splits(corpus.usable)):
         corpus = replace(corpus, own_splits=official, split_origin="MSVD's official 1,200/100/670")
     return corpus
@@ -47,12 +44,12 @@ def leave_out(corpus: Corpus, path: Path) -> Corpus:
     Raises UserError when the list cannot be read, or leaves nothing.
     """
     listed = set(read_excluded(path))
-    excluded = [i for i in corpus.usable if i in listed]
-    if not listed.intersection([*corpus.clips, *corpus.captions]):
+    if listed.isdisjoint([*corpus.clips, *corpus.captions]):
         return corpus
-    print(f"{path}: {len(excluded)} clip(s) are left out", file=sys.stderr)
     clips = {i: clip for i, clip in corpus.clips.items() if i not in listed}
     captions = {i: texts for i, texts in corpus.captions.items() if i not in listed}
+    excluded = [i for i in corpus.usable if i in listed]
+    print(f"{path}: {len(excluded)} clip(s) are left out", file=sys.stderr)
     rest = replace(corpus, clips=clips, captions=captions, excluded=excluded)
     if not rest.usable:
         raise UserError(f"{path}: leaves no clip of {corpus.root}; take some ids out of the list")
@@ -95,12 +92,12 @@ def read_captions(path: Path, problems: list[str] | None = None) -> Captions:
     problems = [] if problems is None else problems
     if path.suffix == ".json":
         return collect_captions(_json_captions(path), path, problems)
-    kind, newline = (_csv_captions, "") if path.suffix == ".csv" else (caption_lines, None)
+    reader, newline = (_csv_captions, "") if path.suffix == ".csv" else (caption_lines, None)
     try:
         with open(path, "rb") as start:
             encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
         with open(path, encoding=encoding, errors="replace", newline=newline) as file:
-            return collect_captions(kind(path.name, file, problems), path, problems)
+            return collect_captions(reader(path.name, file, problems), path, problems)
     except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
@@ -120,7 +117,7 @@ def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tupl
 def _json_captions(path: Path) -> list[tuple[str, str]]:
     """Captions of MSR-VTT ({"sentences": [{video_id, caption}]}) or COCO ({"images": …, "annotations": …})."""
     data = read_json(path)
-    try:
+    with reading(path, "neither MSR-VTT's videodatainfo.json nor a COCO caption file", "take the published file"):
         if "sentences" in data:
             pairs = [(s["video_id"], s["caption"]) for s in data["sentences"]]
         else:
@@ -128,32 +125,29 @@ def _json_captions(path: Path) -> list[tuple[str, str]]:
             pairs = [(names[a["image_id"]], a["caption"]) for a in data["annotations"]]
         if odd := [value for pair in pairs for value in pair if not isinstance(value, str)]:
             raise TypeError(f"{reprlib.repr(odd[0])} is no text")
-        return pairs
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: neither MSR-VTT's videodatainfo.json nor a COCO caption file ({type(error).__name__}: {error})"
-        ) from error
+    return pairs
 
 
 def msrvtt_splits(path: Path) -> Splits | None:
     """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
-    splits: Splits = {s: [] for s in SPLITS}
-    try:
-        for video in read_json(path).get("videos", []):
-            if (split := {"validate": "val"}.get(video.get("split"), video.get("split"))) in splits:
+    data = read_json(path)
+    splits: Splits = {split: [] for split in SPLITS}
+    with reading(path, "its videos are not MSR-VTT's", "take the published file"):
+        for video in data.get("videos", []):
+            split = "val" if video.get("split") == "validate" else video.get("split")
+            if split in splits:
                 splits[split].append(video["video_id"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its videos are not MSR-VTT's ({type(error).__name__}: {error})") from error
     return checked_splits(splits, path) if all(splits.values()) else None
 
 
 def msvd_splits(ids: Iterable[str]) -> Splits | None:
     """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
+    # msvd_split.json holds, for each split, the first 8 digits of its ids' SHA-1, one behind the other.
     table = json.loads(files("vcutils.corpora").joinpath("msvd_split.json").read_text(encoding="utf-8"))
-    where = {table[s][i : i + 8]: s for s in SPLITS for i in range(0, len(table[s]), 8)}
-    splits: Splits = {s: [] for s in SPLITS}
+    split_of = {table[split][i : i + 8]: split for split in SPLITS for i in range(0, len(table[split]), 8)}
+    splits: Splits = {split: [] for split in SPLITS}
     for video_id in ids:
-        split = where.get(hashlib.sha1(video_id.encode()).hexdigest()[:8])
+        split = split_of.get(hashlib.sha1(video_id.encode()).hexdigest()[:8])
         if split is None:
             return None
         splits[split].append(video_id)

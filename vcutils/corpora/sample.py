@@ -12,10 +12,11 @@ bright), because a pooled image feature knows little of left and right.
 import importlib.util
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vcutils.config import UserError
-from vcutils.runtime.files import write_text
+from vcutils.corpus import SPLITS
+from vcutils.runtime.files import read_json, replacing, write_text
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8
@@ -78,7 +80,7 @@ class Clip:
     split: str
     fps: int
     suffix: str
-    codec: str
+    codec: str  # as OpenCV names it, four letters
     seed: int
     scenes: tuple[Scene, ...]
 
@@ -88,102 +90,15 @@ class Clip:
         return self.id + self.suffix
 
 
-# Only pictures whose docstring in skimage/data/_fetchers.py gives CC0, the public domain or no known restriction.
-PHOTOS = (
-    Photo("astronaut.png", "an astronaut", "a woman", ("astronaut", "woman"), (0.5, 0.35, 0.9), "NASA, public domain"),
-    Photo("chelsea.png", "a cat", "a tabby", ("cat", "tabby"), (0.42, 0.5, 0.9), "Stefan van der Walt, CC0"),
-    Photo("coffee.png", "a cup", "an espresso", ("cup", "espresso"), (0.5, 0.5, 0.9), "Rachel Michetti, CC0"),
-    Photo("rocket.jpg", "a rocket", "a rocket", ("rocket",), (0.49, 0.55, 0.7), "SpaceX, public domain"),
-    Photo(
-        "coins.png",
-        "a coin collection",
-        "a coin collection",
-        ("coin",),
-        (0.5, 0.5, 0.9),
-        "Brooklyn Museum, no known copyright restrictions",
-    ),
-    Photo("camera.png", "a photographer", "a man", ("photographer", "man"), (0.5, 0.35, 0.9), "Lav Varshney, CC0"),
-    Photo("brick.png", "a wall", "a brick wall", ("wall", "brick"), (0.5, 0.5, 0.9), "CC0Textures, CC0"),
-    Photo("grass.png", "a lawn", "a lawn", ("lawn",), (0.5, 0.5, 0.8), "linolafett, CC0"),
-    Photo("gravel.png", "a gravel path", "a gravel path", ("gravel",), (0.5, 0.5, 0.7), "CC0Textures, CC0"),
-    Photo(
-        "hubble_deep_field.jpg",
-        "a galaxy",
-        "a galaxy",
-        ("galaxy",),
-        (0.5, 0.5, 0.5),
-        "NASA and ESA, public domain",
-    ),
-    Photo("retina.jpg", "a retina", "an eye", ("retina", "eye"), (0.5, 0.5, 0.95), "Mikael Häggström, CC0"),
-    Photo(
-        "text.png",
-        "a note",
-        "a note",
-        ("note",),
-        (0.5, 0.5, 1.0),
-        "Wikipedia, public domain",
-    ),
-    Photo("cell.png", "a cell", "a cell", ("cell",), (0.79, 0.56, 0.55), "Paul Müller et al., CC0"),
-    Photo(
-        "ihc.png",
-        "a tissue",
-        "a tissue",
-        ("tissue",),
-        (0.5, 0.5, 0.9),
-        "CMMI, no known copyright restrictions",
-    ),
-)
+def _read_table(cls: Any, name: str) -> tuple[Any, ...]:
+    """The objects of one table in photos_and_motions.json; lists become tuples, so that the objects can be hashed."""
+    text = files("vcutils.corpora").joinpath("photos_and_motions.json").read_text(encoding="utf-8")
+    rows = json.loads(text)[name]
+    return tuple(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
 
-MOTIONS = (
-    Motion(
-        "zoom in",
-        "zooms in on",
-        "comes closer",
-        "getting bigger",
-        "grows",
-        ("zooms", "in", "comes", "closer", "bigger", "grows"),
-    ),
-    Motion(
-        "rotate",
-        "rotates over",
-        "spins around",
-        "turning round",
-        "turns",
-        ("rotates", "spins", "around", "turning", "round", "turns"),
-    ),
-    Motion(
-        "fade in",
-        "fades in on",
-        "lights up",
-        "getting brighter",
-        "brightens",
-        ("fades", "in", "lights", "up", "brighter", "brightens"),
-    ),
-    Motion(
-        "zoom out",
-        "zooms out from",
-        "moves away",
-        "getting smaller",
-        "shrinks",
-        ("zooms", "out", "moves", "away", "smaller", "shrinks"),
-    ),
-    Motion(
-        "pan",
-        "pans across",
-        "slides past",
-        "passing sideways",
-        "slides",
-        ("pans", "across", "slides", "past", "passing", "sideways"),
-    ),
-    Motion(
-        "fade out",
-        "fades out from",
-        "goes dark",
-        "getting darker",
-        "darkens",
-        ("fades", "out", "goes", "dark", "darker", "darkens"),
-    ),
-)
+
+PHOTOS: tuple[Photo, ...] = _read_table(Photo, "photos")
+MOTIONS: tuple[Motion, ...] = _read_table(Motion, "motions")
 
 # Order words by the number of scenes: those that are true in the first, second, ... scene.
 ORDER_WORDS = {
@@ -208,30 +123,28 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
     if clips < MIN_CLIPS:
         raise UserError(f"a sample corpus needs at least {MIN_CLIPS} clips to hold pairs out for the test, not {clips}")
     planned = plan(clips, seed)
-    files = [clip.file for clip in planned]
-    recipe = {"recipe": RECIPE, "clips": clips, "seed": seed, "files": files}
+    recipe: dict[str, Any] = {"recipe": RECIPE, "clips": clips, "seed": seed, "files": [clip.file for clip in planned]}
     if _is_complete(out, recipe):
         return out
-    _claim(out, keep=files)
+    _claim(out, recipe["files"])
 
     lines = [
         HEADER,
         "# one caption per line, <video_id> <caption>; rendered by `python -m vcutils sample` from photographs",
+        "# in the scikit-image wheel (free of copyright: skimage/data/_fetchers.py), so this corpus is free, too:",
+        *(f"#   {photo.file}: {photo.credit}" for photo in PHOTOS),
+        *(f"{clip.id} {caption}" for clip in planned for caption in captions(clip)),
     ]
-    lines.append(
-        "# in the scikit-image wheel (free of copyright: skimage/data/_fetchers.py), so this corpus is free, too:"
-    )
-    lines += [f"#   {photo.file}: {photo.credit}" for photo in PHOTOS]
-    lines += [f"{clip.id} {caption}" for clip in planned for caption in captions(clip)]
+    splits = {split: [clip.id for clip in planned if clip.split == split] for split in SPLITS}
     write_text(out / "captions.txt", "\n".join(lines) + "\n")
-    splits = {split: [c.id for c in planned if c.split == split] for split in ("train", "val", "test")}
     write_text(out / "splits.json", json.dumps(splits, indent=1) + "\n")
     write_text(out / "events.json", json.dumps({clip.id: events(clip) for clip in planned}, indent=1) + "\n")
 
-    pictures = {photo.file: _read_photo(photo.file) for clip in planned for photo in [s.photo for s in clip.scenes]}
+    shown = {scene.photo.file for clip in planned for scene in clip.scenes}
+    pictures = {file: _read_photo(file) for file in shown}
     for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, disable=None if progress else True):
         _write_clip(clip, pictures, out / "videos" / clip.file)
-    write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it says that the rest is whole
+    write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it marks the corpus as complete
     return out
 
 
@@ -242,11 +155,9 @@ def plan(clips: int, seed: int) -> list[Clip]:
     or test occurs in train in other company.
     """
     rng = np.random.default_rng(seed)
-    for _ in range(1000):  # with few clips a draw may run out of free pairs: draw again, still from the one seed
-        drawn = _draw_scenes(rng, clips)
-        if drawn is not None:
-            break
-    else:
+    # With few clips a draw may run out of free pairs: draw again, from the same generator.
+    drawn = next(filter(None, (_draw_scenes(rng, clips) for _ in range(1000))), None)
+    if drawn is None:
         raise UserError(f"no compositional split found for {clips} clips and seed {seed}: take another number of clips")
     planned = []
     for number, index in enumerate(rng.permutation(len(drawn)), start=1):  # shuffled: an id tells nothing of the split
@@ -262,41 +173,39 @@ def plan(clips: int, seed: int) -> list[Clip]:
 
 
 def captions(clip: Clip) -> list[str]:
-    """Say what `clip` shows in five sentence forms; four name the motions, and all name every scene's noun."""
-    scenes, several = clip.scenes, len(clip.scenes) > 1
-    phrases = [s.photo.phrase for s in scenes]
-    shown = f"shows only {phrases[0]}"
-    if several:
-        middle = f" continues with {phrases[1]}" if len(phrases) == 3 else ""
-        shown = f"starts with {phrases[0]}{middle} and ends with {phrases[-1]}"
+    """Describe `clip` in five sentence forms; four name the motions, and all name the noun of every scene."""
+    scenes = clip.scenes
+    phrases = [scene.photo.phrase for scene in scenes]
+    first, summary = "", f"shows only {phrases[0]}"
+    if len(scenes) > 1:
+        middle = f" continues with {phrases[1]}" if len(scenes) == 3 else ""
+        first, summary = "first ", f"starts with {phrases[0]}{middle} and ends with {phrases[-1]}"
     return [
         "the camera " + _in_order([f"{s.motion.camera} {s.photo.phrase}" for s in scenes]),
-        "first " * several + _in_order([f"{s.photo.phrase} {s.motion.verb}" for s in scenes]),
+        first + _in_order([f"{s.photo.phrase} {s.motion.verb}" for s in scenes]),
         "we see " + _in_order([f"{s.photo.synonym} {s.motion.gerund}" for s in scenes]),
         "a video " + _in_order([f"of {s.photo.phrase} that {s.motion.relative}" for s in scenes]),
-        "the clip " + shown,
+        "the clip " + summary,
     ]
 
 
 def events(clip: Clip) -> dict[str, Any]:
-    """Say when each word of the captions is true: {"duration": s, "events": [{"kind", "words", "start", "end"}, …]}.
+    """When each word of the captions is true: {"duration": s, "events": [{"kind", "words", "start", "end"}, …]}.
 
     Times are in seconds, [start, end), with frame i at i / fps. Only words that the captions of this clip contain.
     """
-    said = {word for caption in captions(clip) for word in caption.split()}
-    found, frame = [], 0
+    vocabulary = set(" ".join(captions(clip)).split())
+    rows, frame = [], 0
     for scene, order in zip(clip.scenes, ORDER_WORDS[len(clip.scenes)], strict=True):
         start, frame = frame / clip.fps, frame + scene.frames
         for kind, words in (("scene", scene.photo.words), ("motion", scene.motion.words), ("order", order)):
-            if kept := [word for word in words if word in said]:
-                found.append({"kind": kind, "words": kept, "start": start, "end": frame / clip.fps})
-    return {"duration": frame / clip.fps, "events": found}
+            if used := [word for word in words if word in vocabulary]:
+                rows.append({"kind": kind, "words": used, "start": start, "end": frame / clip.fps})
+    return {"duration": frame / clip.fps, "events": rows}
 
 
 def _in_order(parts: list[str]) -> str:
-    if len(parts) == 3:
-        return f"{parts[0]} then {parts[1]} and finally {parts[2]}"
-    return " and then ".join(parts)
+    return "{} then {} and finally {}".format(*parts) if len(parts) == 3 else " and then ".join(parts)
 
 
 def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[tuple[Photo, Motion]]]] | None:
@@ -304,35 +213,31 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     test, val = max(2, round(clips / 6)), max(2, round(clips / 10))
     sizes = {"test": test, "val": val, "train": clips - test - val}  # train last: it may use whatever is left
     # Few clips show few nouns, so that each of them is in the training split several times.
-    nouns = rng.permutation(len(PHOTOS))[: int(np.clip(1.8 * sizes["train"] / 3, 5, len(PHOTOS)))]
-    count = len(MOTIONS)
-    held = {(int(noun), i % count): "test" for i, noun in enumerate(nouns)}
-    held |= {(int(noun), (i + 2) % count): "val" for i, noun in enumerate(nouns)}
+    nouns = rng.permutation(len(PHOTOS))[: int(np.clip(1.8 * sizes["train"] / 3, 5, len(PHOTOS)))].tolist()
+    motions = range(len(MOTIONS))
+    # (noun, motion) → the split that alone may show it, where that is not the training split
+    reserved = {(noun, i % len(motions)): "test" for i, noun in enumerate(nouns)}
+    reserved |= {(noun, (i + 2) % len(motions)): "val" for i, noun in enumerate(nouns)}
     owner: dict[tuple[int, int], str] = {}  # pair of nouns → the split that shows it
     drawn = []
     for split, size in sizes.items():
-        noun_uses: Counter[int] = Counter()
-        motion_uses: Counter[Any] = Counter()
+        uses: Counter[Any] = Counter()  # of each noun, each motion and each (noun, motion) in this split
         for i in range(size):
-            order = sorted((int(noun) for noun in nouns), key=lambda noun: noun_uses[noun] + 1.5 * rng.random())
-            free = (
-                chosen
-                for chosen in itertools.combinations(order, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
-                if all(owner.get(pair, split) == split for pair in _pairs(chosen))
-            )
-            chosen = next(free, None)
-            if chosen is None:
+            rarest_first = sorted(nouns, key=lambda noun: uses["noun", noun] + 1.5 * rng.random())
+            groups = itertools.combinations(rarest_first, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
+            group = next((g for g in groups if all(owner.get(pair, split) == split for pair in _pairs(g))), None)
+            if group is None:
                 return None
-            owner |= dict.fromkeys(_pairs(chosen), split)
+            owner |= dict.fromkeys(_pairs(group), split)
             scenes = []
-            for noun in rng.permutation(chosen).tolist():
-                options = [m for m in range(count) if held.get((noun, m), "train") == split]
-                motion = min(options, key=lambda m: (motion_uses[noun, m], motion_uses[m], rng.random()))
-                noun_uses[noun] += 1
-                motion_uses.update([motion, (noun, motion)])
+            for noun in rng.permutation(group).tolist():
+                allowed = [m for m in motions if reserved.get((noun, m), "train") == split]
+                motion = min(allowed, key=lambda m: (uses[noun, m], uses["motion", m], rng.random()))
+                uses.update([("noun", noun), ("motion", motion), (noun, motion)])
                 scenes.append((PHOTOS[noun], MOTIONS[motion]))
             drawn.append((split, scenes))
-        if split == "train" and (len(noun_uses) < len(nouns) or not all(motion_uses[m] for m in range(count))):
+        everything = [("noun", noun) for noun in nouns] + [("motion", motion) for motion in motions]
+        if split == "train" and not all(uses[word] for word in everything):
             return None
     return drawn
 
@@ -342,8 +247,8 @@ def _pairs(nouns: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _read_photo(file: str) -> np.ndarray:
-    spec = importlib.util.find_spec("skimage")  # only the folder is wanted: importing skimage takes a second
-    path = Path(spec.submodule_search_locations[0], "data", file) if spec and spec.submodule_search_locations else None
+    package = importlib.util.find_spec("skimage")  # finds the folder without the second that an import takes
+    path = Path(package.origin).parent / "data" / file if package and package.origin else None
     picture = cv2.imread(str(path)) if path and path.is_file() else None
     if picture is None:
         raise UserError(f"photograph {file} of scikit-image not found ({path}): pip install scikit-image")
@@ -396,32 +301,26 @@ def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> list
 
 def _write_clip(clip: Clip, pictures: dict[str, np.ndarray], path: Path) -> None:
     rng = np.random.default_rng(clip.seed)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: OpenCV goes by it
-    writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*clip.codec), clip.fps, (WIDTH, HEIGHT))
-    try:
+    with replacing(path) as temporary:
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*clip.codec), clip.fps, (WIDTH, HEIGHT))
         if not writer.isOpened():
             raise UserError(f"OpenCV cannot write {path} with codec {clip.codec}: pip install opencv-python-headless")
-        for scene in clip.scenes:
-            for frame in _frames(scene, pictures[scene.photo.file], rng):
-                writer.write(frame)
-        writer.release()
-        os.replace(temporary, path)
-    finally:
-        writer.release()
-        temporary.unlink(missing_ok=True)
+        try:
+            for scene in clip.scenes:
+                for frame in _frames(scene, pictures[scene.photo.file], rng):
+                    writer.write(frame)
+        finally:
+            writer.release()
 
 
 def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    try:
-        if json.loads((out / "sample.json").read_text(encoding="utf-8")) != recipe:
-            return False
-    except (OSError, ValueError):
-        return False
-    files = [out / "captions.txt", out / "splits.json", out / "events.json"]
-    return all(path.is_file() for path in files + [out / "videos" / file for file in recipe["files"]])
+    names = ["captions.txt", "splits.json", "events.json", *(f"videos/{file}" for file in recipe["files"])]
+    with suppress(OSError, ValueError):
+        return read_json(out / "sample.json") == recipe and all((out / name).is_file() for name in names)
+    return False
 
 
-def _claim(out: Path, keep: list[str]) -> None:
+def _claim(out: Path, file_names: list[str]) -> None:
     """Make `out` ready for writing, or refuse it when anyone else's files lie in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         marker = out / "captions.txt"
@@ -430,5 +329,5 @@ def _claim(out: Path, keep: list[str]) -> None:
     (out / "sample.json").unlink(missing_ok=True)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     for path in (out / "videos").glob("sample_[0-9][0-9][0-9][0-9].*"):
-        if path.name not in keep and path.suffix in (".mp4", ".avi"):
+        if path.name not in file_names and path.suffix in (".mp4", ".avi"):
             path.unlink()  # of the sample corpus that is being replaced

@@ -1,8 +1,8 @@
 """What is each part worth? The same training with one part taken away, over several seeds."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from vcutils.config import Config
 from vcutils.dataset import CaptionData
 from vcutils.decode import captions_of, predict
 from vcutils.runtime.files import write_text
-from vcutils.scores.coco import References
+from vcutils.scores.coco import References, Scores
 from vcutils.scores.report import min_mean_max, over_seeds
 from vcutils.scores.runs import load_model
 from vcutils.train import Trainer
@@ -42,54 +42,48 @@ def ablate(
     """
     config, ids = data.suited(config), list(data.splits[split])
     scorer = References({i: list(data.captions[i]) for i in ids})
-    rows = []
+    scores: dict[str, list[Scores]] = {}  # of each row, one entry per seed
     for name, changes in VARIANTS.items():
         searches = {name: config.decode.beam_size}
         if not changes and config.decode.beam_size > 1:
             searches["greedy search instead of beam"] = 1
-        by_row: dict[str, list[dict[str, float | None]]] = {row: [] for row in searches}
         for seed in seeds:
             folder = runs / f"ablation-{name.split(' (')[0].replace(' ', '-')}-{seed}"
-            settings = dataclasses.replace(
-                config,
-                model=dataclasses.replace(config.model, **changes),
-                train=dataclasses.replace(config.train, seed=seed),
-            )
-            Trainer(folder, settings, data, References, resume="auto", progress=progress).fit()
+            settings = replace(config, model=replace(config.model, **changes), train=replace(config.train, seed=seed))
+            trainer = Trainer(folder, settings, data, References, resume="auto", progress=progress)
+            if not trainer.record.finished:
+                trainer.fit()
             model, vocabulary, _ = load_model(folder / "best")
             for row, beam in searches.items():
-                decode = dataclasses.replace(config.decode, beam_size=beam)
+                decode = replace(config.decode, beam_size=beam)
                 captions = captions_of(predict(model, vocabulary, data.store, ids, decode))
-                by_row[row].append(scorer.score(captions, METRICS))
-        rows += [_row(row, scores) for row, scores in by_row.items()]
+                scores.setdefault(row, []).append(scorer.score(captions, METRICS))
     result = {
         "protocol": {
             "corpus": data.root.name, "split": split, "clips": len(ids), "seeds": list(seeds),
             "beam": config.decode.beam_size, "frames per clip": min_mean_max([len(data.store[i]) for i in ids]),
         },
-        "rows": rows,
+        "rows": [{"variant": row, **_mean_and_sd(by_seed)} for row, by_seed in scores.items()],
     }  # fmt: skip
     write_text(runs.parent / "ablations.json", json.dumps(result, indent=1))
     return result
 
 
-def _row(name: str, scores: Sequence[dict[str, float | None]]) -> dict[str, Any]:
-    seeds: dict[str, Any] = over_seeds(scores) or {"mean": scores[0], "sd": {}}
-    return {"variant": name, **{n: {"mean": seeds["mean"][n], "sd": seeds["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}}
+def _mean_and_sd(scores: Sequence[Scores]) -> dict[str, dict[str, float | None]]:
+    statistics: dict[str, Any] = over_seeds(scores) or {"mean": scores[0], "sd": {}}
+    return {n: {"mean": statistics["mean"][n], "sd": statistics["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}
 
 
 def ablation_table(result: dict[str, Any]) -> str:
     """The rows as a Markdown table, × 100, with what each variant loses against the first row."""
-    full = result["rows"][0]
+    full = result["rows"][0]["CIDEr"]["mean"]
     lines = ["| × 100 | BLEU-4 | CIDEr | CIDEr against the full model |", "|---|---|---|---|"]
     for row in result["rows"]:
-        cells = [_mean_sd(row[n]) for n in ("Bleu_4", "CIDEr")]
-        lines.append(
-            f"| {row['variant']} | {' | '.join(cells)} | {100 * (row['CIDEr']['mean'] - full['CIDEr']['mean']):+.1f} |"
-        )
+        bleu, cider = _cell(row["Bleu_4"]), _cell(row["CIDEr"])
+        lines.append(f"| {row['variant']} | {bleu} | {cider} | {100 * (row['CIDEr']['mean'] - full):+.1f} |")
     return "\n".join(lines)
 
 
-def _mean_sd(value: dict[str, float | None]) -> str:
+def _cell(value: dict[str, float | None]) -> str:
     sd = "" if value["sd"] is None else f" ± {100 * value['sd']:.1f}"
     return f"{100 * (value['mean'] or 0.0):.1f}{sd}"

@@ -23,7 +23,7 @@ PUBLISHED_MSVD = {
 
 
 def constant_caption(data: CaptionData, candidates: int = 100) -> str:
-    """The one caption that, said of every training clip, has the highest BLEU-4 there: the floor.
+    """The floor: the one caption with the highest BLEU-4 when every training clip gets it.
 
     The candidates are the most frequent captions of the training split; nothing of the other splits is read.
     """
@@ -49,8 +49,8 @@ def nearest_captions(data: CaptionData, ids: Sequence[str]) -> dict[str, str]:
 
 def typical_caption(captions: Sequence[str]) -> str:
     """The caption that shares the most words with the clip's other captions (Jaccard, first of equals)."""
-    bags = [set(tokenize(c)) for c in captions]
-    overlap = [sum(len(a & b) / max(1, len(a | b)) for b in bags) for a in bags]
+    words = [set(tokenize(c)) for c in captions]
+    overlap = [sum(len(a & b) / max(1, len(a | b)) for b in words) for a in words]
     return captions[int(np.argmax(overlap))]
 
 

@@ -44,30 +44,7 @@ METRICS = {
 }
 
 END = "<end>"  # no PTB word is spelled so
-_Scores = dict[str, float | None]
-
-
-def score(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    metrics: Sequence[str] | None = None,
-) -> _Scores:
-    """Scores of one caption per clip under the COCO toolkit's names, in its order.
-
-    `metrics` leaves some out, by the names in METRICS: ("Bleu", "CIDEr") needs no Java. METEOR is None where there is
-    no Java (`notes` says why). An empty caption earns nothing. Raises UserError when the ids of predictions and
-    references differ.
-    """
-    return References(references).score(predictions, metrics)
-
-
-def score_per_clip(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    metrics: Sequence[str] | None = None,
-) -> dict[str, _Scores]:
-    """The same scores clip by clip, {id: {name: value}}; their mean is the corpus' score but for BLEU and METEOR."""
-    return References(references).score_per_clip(predictions, metrics)
+Scores = dict[str, float | None]
 
 
 class References:
@@ -82,20 +59,27 @@ class References:
         for video_id, captions in references.items():
             if isinstance(captions, str) or not captions:
                 raise UserError(f"{video_id}: needs a list with at least one reference caption")
-        self.ids = tuple(references)
         words = iter(ptb_words_of_all([caption for captions in references.values() for caption in captions]))
         self._texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
 
-    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] | None = None) -> _Scores:
-        """Scores of one caption for each of these clips; see `score`."""
+    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)) -> Scores:
+        """Scores of one caption for each of these clips, under the COCO toolkit's names and in its order.
+
+        `metrics` leaves some out, by the names in METRICS: ("Bleu", "CIDEr") needs no Java. METEOR is None where there
+        is no Java (`notes` says why). An empty caption earns nothing. Raises UserError when the ids of predictions and
+        references differ.
+        """
         return {name: corpus for name, (corpus, _) in self._score(predictions, metrics).items()}
 
     def score_per_clip(
-        self, predictions: Mapping[str, str], metrics: Sequence[str] | None = None
-    ) -> dict[str, _Scores]:
-        """Scores clip by clip; see `score_per_clip`."""
-        found = self._score(predictions, metrics)
-        return {i: {name: clips[n] for name, (_, clips) in found.items()} for n, i in enumerate(self.ids)}
+        self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)
+    ) -> dict[str, Scores]:
+        """The same scores clip by clip, {id: {name: value}}.
+
+        For ROUGE-L and CIDEr, their mean is the score of the corpus; for BLEU and METEOR it is not.
+        """
+        scores = self._score(predictions, metrics)
+        return {i: {name: clips[n] for name, (_, clips) in scores.items()} for n, i in enumerate(self._texts)}
 
     def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool]) -> list[float]:
         """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
@@ -108,84 +92,91 @@ class References:
             raise UserError(f"no references for {_some(unknown)}")
         words = ptb_words_of_all([caption for _, caption in captions])
         texts = [" ".join([*w, END] if end else w) for w, end in zip(words, ended, strict=True)]
-        return self._with_ends._cider([i for i, _ in captions], texts)
+        return self._cider_with_ends([i for i, _ in captions], texts)
 
     @cached_property
-    def _with_ends(self) -> "References":
-        """The same references with their end as a word."""
-        other = References.__new__(References)
-        other.ids = self.ids
-        other._texts = {i: [f"{text} {END}" for text in texts] for i, texts in self._texts.items()}
-        return other
-
-    def _cider(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
-        values: list[float] = []
-        for start in range(0, len(ids), len(self.ids)):
-            part = slice(start, start + len(self.ids))
-            clips = [self._ngrams[i] for i in ids[part]]
-            scorer = CiderScorer(n=4, sigma=6.0)
-            scorer.document_frequency = self._document_frequency
-            scorer.ctest = [precook(text, 4) for text in texts[part]]
-            # The scorer takes the number of clips from the length of this list, and reads as many as there are tests.
-            scorer.crefs = clips + [[]] * (len(self.ids) - len(clips))
-            values += map(float, scorer.compute_cider())
-        return values
+    def _cider(self) -> "_Cider":
+        return _Cider(self._texts)
 
     @cached_property
-    def _ngrams(self) -> dict[str, list[Mapping[tuple[str, ...], int]]]:
-        return {i: [precook(text, 4) for text in texts] for i, texts in self._texts.items()}
-
-    @cached_property
-    def _document_frequency(self) -> Counter[tuple[str, ...]]:
-        # A Counter, since the scorer asks for unknown n-grams and a defaultdict would keep every one of them.
-        return Counter(ngram for clip in self._ngrams.values() for ngram in set().union(*clip))
+    def _cider_with_ends(self) -> "_Cider":
+        return _Cider({i: [f"{text} {END}" for text in texts] for i, texts in self._texts.items()})
 
     @cached_property
     def _bleu(self) -> list[Any]:
         return [cook_refs(texts) for texts in self._texts.values()]
 
     def _score(
-        self, predictions: Mapping[str, str], metrics: Sequence[str] | None
+        self, predictions: Mapping[str, str], metrics: Sequence[str]
     ) -> dict[str, tuple[float | None, Sequence[float | None]]]:
         """{name: (score of the corpus, scores of the clips)}."""
-        chosen = _chosen(metrics)
+        if unknown := [m for m in metrics if m not in METRICS]:
+            raise UserError(f"unknown metric {_some(unknown)}: take some of {', '.join(METRICS)}")
         if unknown := [i for i in predictions if i not in self._texts]:
             raise UserError(f"predictions for {_some(unknown)} without references: add those or leave the clips out")
-        if missing := [i for i in self.ids if i not in predictions]:
+        if missing := [i for i in self._texts if i not in predictions]:
             raise UserError(
-                f"no prediction for {_some(missing)} of the {len(self.ids)} clips with references: caption them too, "
-                "or score against the references of the captioned clips alone"
+                f"no prediction for {_some(missing)} of the {len(self._texts)} clips with references: caption them "
+                "too, or score against the references of the captioned clips alone"
             )
-        words = ptb_words_of_all([predictions[i] for i in self.ids])
-        texts = {i: [" ".join(w)] for i, w in zip(self.ids, words, strict=True)}
-        found: dict[str, tuple[float | None, Sequence[float | None]]] = {}
-        for metric in chosen:
-            if metric == "Bleu":
-                scorer = BleuScorer(n=4)
-                scorer.crefs = self._bleu
-                scorer.ctest = [cook_test(texts[i][0], r) for i, r in zip(self.ids, self._bleu, strict=True)]
-                found |= zip(METRICS["Bleu"], zip(*scorer.compute_score("closest"), strict=True), strict=True)
-            elif metric == "METEOR":
-                found["METEOR"] = _meteor_scores(self._texts, texts)
-            elif metric == "ROUGE_L":
-                mean, clips = Rouge().compute_score(self._texts, texts)  # codespell:ignore rouge
-                found["ROUGE_L"] = float(mean), clips.tolist()
-            else:
-                values = self._cider(self.ids, [texts[i][0] for i in self.ids])
-                found["CIDEr"] = sum(values) / len(values), values
-        return found
+        texts = [" ".join(words) for words in ptb_words_of_all([predictions[i] for i in self._texts])]
+        hypotheses = {i: [text] for i, text in zip(self._texts, texts, strict=True)}
+        scores: dict[str, tuple[float | None, Sequence[float | None]]] = {}
+        if "Bleu" in metrics:
+            scorer = BleuScorer(n=4)
+            scorer.crefs = self._bleu
+            scorer.ctest = [cook_test(text, refs) for text, refs in zip(texts, self._bleu, strict=True)]
+            scores |= zip(METRICS["Bleu"], zip(*scorer.compute_score("closest"), strict=True), strict=True)
+        if "METEOR" in metrics:
+            scores["METEOR"] = _meteor_scores(self._texts, hypotheses)
+        if "ROUGE_L" in metrics:
+            mean, clips = Rouge().compute_score(self._texts, hypotheses)  # codespell:ignore rouge
+            scores["ROUGE_L"] = float(mean), clips.tolist()
+        if "CIDEr" in metrics:
+            values = self._cider(list(self._texts), texts)
+            scores["CIDEr"] = sum(values) / len(values), values
+        return scores
 
 
-def _chosen(metrics: Sequence[str] | None) -> list[str]:
-    """The metrics asked for, in the toolkit's order."""
-    wanted = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
-    if unknown := [m for m in wanted if m not in METRICS]:
-        raise UserError(f"unknown metric {_some(unknown)}: take some of {', '.join(METRICS)}")
-    return [m for m in METRICS if m in wanted]
+class _Cider:
+    """CIDEr against fixed references: their n-grams and document frequencies are counted once."""
+
+    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
+        self.ngrams = {i: [precook(text, 4) for text in texts] for i, texts in references.items()}
+        # A Counter, since the scorer asks for unknown n-grams and a defaultdict would keep every one of them.
+        self.document_frequency = Counter(ngram for clip in self.ngrams.values() for ngram in set().union(*clip))
+
+    def __call__(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """CIDEr of each text against the references of its clip."""
+        values: list[float] = []
+        clips = len(self.ngrams)
+        for start in range(0, len(ids), clips):
+            references = [self.ngrams[i] for i in ids[start : start + clips]]
+            scorer = CiderScorer(n=4, sigma=6.0)
+            scorer.document_frequency = self.document_frequency
+            scorer.ctest = [precook(text, 4) for text in texts[start : start + clips]]
+            # The scorer takes the number of clips from the length of this list, and reads as many as there are tests.
+            scorer.crefs = references + [[]] * (clips - len(references))
+            values += map(float, scorer.compute_cider())
+        return values
+
+
+def score(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
+) -> Scores:
+    """Scores of one caption per clip against its references; see `References.score`."""
+    return References(references).score(predictions, metrics)
+
+
+def score_per_clip(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
+) -> dict[str, Scores]:
+    """Scores clip by clip; see `References.score_per_clip`."""
+    return References(references).score_per_clip(predictions, metrics)
 
 
 def _some(ids: Sequence[str]) -> str:
-    """A few ids and how many there are."""
+    """The first ids, and how many there are in all."""
     return ", ".join(ids[:3]) + (f", … ({len(ids)})" if len(ids) > 3 else "")
 
 
@@ -228,17 +219,14 @@ def _runs(java: str) -> bool:
 @cache
 def _meteor(java: str) -> Meteor:
     """METEOR's Java program. It reads 60 MB of paraphrases for ten seconds, so one serves until Python ends."""
-    kept = {name: os.environ.get(name) for name in ("PATH", "JAVA_TOOL_OPTIONS")}
-    os.environ["PATH"] = os.pathsep.join([str(Path(java).parent), kept["PATH"] or ""])
-    os.environ["JAVA_TOOL_OPTIONS"] = f"{kept['JAVA_TOOL_OPTIONS'] or ''} -Dfile.encoding=UTF-8"  # else the locale's
+    environment = os.environ.copy()
+    os.environ["PATH"] = os.pathsep.join([str(Path(java).parent), environment.get("PATH", "")])
+    os.environ["JAVA_TOOL_OPTIONS"] = environment.get("JAVA_TOOL_OPTIONS", "") + " -Dfile.encoding=UTF-8"
     try:
-        meteor = Meteor()
+        meteor = Meteor()  # takes the first Java on the PATH; without the option Java takes the locale's encoding
     finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(environment)
     atexit.register(meteor.meteor_p.kill)
     return meteor
 
@@ -271,8 +259,7 @@ def read_predictions(path: Path | str) -> dict[str, str]:
             raise UserError(f'{path}: {video_id}: needs a caption (text, or an object with "caption")')
         if not caption.strip():
             raise UserError(f"{path}: {video_id}: the caption is empty; write one, or leave the clip out everywhere")
-        _check_text(caption, path, video_id)
-        predictions[video_id] = caption
+        predictions[video_id] = _checked(caption, f"{path}: {video_id}")
     return predictions
 
 
@@ -287,19 +274,19 @@ def read_references(path: Path | str) -> dict[str, list[str]]:
             raise UserError(f"{path}: {video_id}: needs a list with at least one caption")
         if any(not isinstance(caption, str) or not caption.strip() for caption in captions):
             raise UserError(f"{path}: {video_id}: every reference must be a text that is not empty")
-        for caption in captions:
-            _check_text(caption, path, video_id)
-        references[video_id] = captions
+        references[video_id] = [_checked(caption, f"{path}: {video_id}") for caption in captions]
     return references
 
 
-def _check_text(caption: str, path: Path | str, video_id: str) -> None:
+def _checked(caption: str, where: str) -> str:
+    """The caption itself. Raises UserError for one that is endless, or that METEOR's program could not be sent."""
     if len(caption) > MAX_CAPTION:
-        raise UserError(f"{path}: {video_id}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
+        raise UserError(f"{where}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
     try:
         caption.encode()
-    except UnicodeEncodeError as error:  # METEOR's program could not be told
-        raise UserError(f"{path}: {video_id}: {caption[error.start]!a} is half a character; mend it") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {caption[error.start]!a} is half a character; mend it") from error
+    return caption
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:

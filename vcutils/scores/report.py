@@ -36,42 +36,37 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     """
     if split not in run.data.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
-    with holding(run.folder, f"evaluate-{split}"):
-        predictions, result = _measure(run, split, decode or run.decode)
-        write_text(run.folder / f"predictions_{split}.json", json.dumps(predictions, ensure_ascii=False, indent=1))
-        write_text(run.folder / f"metrics_{split}.json", json.dumps(result, ensure_ascii=False, indent=1))
-        scores = ", ".join(f"{name} {value:.3f}" for name, value in result["scores"].items() if value is not None)
-        note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(predictions)} clips: {scores}")
-    return result
-
-
-def _measure(run: Run, split: str, decode: DecodeConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What predictions_<split>.json and metrics_<split>.json hold."""
-    data, ids = run.data, list(run.data.splits[split])
+    data, ids, decode = run.data, list(run.data.splits[split]), decode or run.decode
     references = {i: list(data.captions[i]) for i in ids}
-    hypotheses = run.predict(ids, decode)
-    shuffled = run.predict(ids, decode, sources=derange(ids, seed=0))
-    scorer = References(references)
-    floor = constant_caption(data)
-    baselines: dict[str, Any] = {
-        "constant caption": scorer.score({i: floor for i in ids}),
-        "nearest training clip": scorer.score(nearest_captions(data, ids)),
-        "other clips' features": scorer.score(captions_of(shuffled)),
-    }
-    if (human := human_line(references)) is not None:
-        baselines["one reference against the others"] = human
-    sisters = sister_runs(run)
-    scores = scorer.score(captions_of(hypotheses))
-    result = {
-        "scores": scores,
-        "protocol": protocol([run, *sisters], split, decode),
-        "baselines": baselines,
-        "seeds": over_seeds([scores, *(scorer.score(captions_of(sister.predict(ids, decode))) for sister in sisters)]),
-    }
-    predictions = {
-        i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
-    }
-    return predictions, result
+    with holding(run.folder, f"evaluate-{split}"):
+        hypotheses = run.predict(ids, decode)
+        shuffled = run.predict(ids, decode, sources=derange(ids, seed=0))
+        scorer = References(references)
+        floor = constant_caption(data)
+        baselines: dict[str, Any] = {
+            "constant caption": scorer.score(dict.fromkeys(ids, floor)),
+            "nearest training clip": scorer.score(nearest_captions(data, ids)),
+            "other clips' features": scorer.score(captions_of(shuffled)),
+        }
+        if (human := human_line(references)) is not None:
+            baselines["one reference against the others"] = human
+        sisters = sister_runs(run)
+        scores = scorer.score(captions_of(hypotheses))
+        of_sisters = [scorer.score(captions_of(sister.predict(ids, decode))) for sister in sisters]
+        result = {
+            "scores": scores,
+            "protocol": protocol([run, *sisters], split, decode),
+            "baselines": baselines,
+            "seeds": over_seeds([scores, *of_sisters]),
+        }
+        predictions = {
+            i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
+        }
+        for name, content in (("predictions", predictions), ("metrics", result)):
+            write_text(run.folder / f"{name}_{split}.json", json.dumps(content, ensure_ascii=False, indent=1))
+        line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
+        note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(ids)} clips: {line}")
+    return result
 
 
 def over_seeds(scores: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]] | None:
@@ -121,12 +116,10 @@ def score_table(result: Mapping[str, Any], model_name: str = "this model") -> st
     rows |= result["baselines"]
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{n:>9}" for n in names)]
-    lines += [f"{row:<{width}}" + "".join(_cell(scores.get(n)) for n in names) for row, scores in rows.items()]
+    for row, scores in rows.items():
+        cells = ["–" if scores.get(n) is None else f"{100 * scores[n]:.1f}" for n in names]
+        lines.append(f"{row:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return f"{'–' if value is None else format(100 * value, '.1f'):>9}"
 
 
 def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence[str], frames: int = 4) -> Figure:
@@ -135,11 +128,11 @@ def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence
     grid = figure.subplots(len(ids), frames + 1, squeeze=False, width_ratios=[1] * frames + [2.4])
     for row, video_id in zip(grid, ids, strict=True):
         pictures = run.thumbnails(video_id) or []
-        for axes, place in zip(row, np.linspace(0, max(0, len(pictures) - 1), frames).astype(int), strict=False):
+        for axes in row:
             axes.set_axis_off()
-            if pictures:
-                axes.imshow(pictures[place])
-        row[-1].set_axis_off()
+        if pictures:
+            for axes, frame in zip(row, np.linspace(0, len(pictures) - 1, frames).astype(int), strict=False):
+                axes.imshow(pictures[frame])
         references = [textwrap.fill(r, 58) for r in run.data.captions[video_id][:2]]
         caption = textwrap.fill(predictions[video_id].caption, 58)
         text = "\n".join([f"model: {caption}", *(f"reference: {r}" for r in references)])

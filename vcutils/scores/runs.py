@@ -44,10 +44,10 @@ class Run:
 
     @property
     def extract(self) -> ExtractConfig:
-        """How the features were made: as their manifest tells, else as the run's settings say."""
+        """How the features were made: by their manifest, else by the run's settings."""
         settings = from_dict(ExtractConfig, self.config["extract"])
-        known = self.data.store.extracted or {}
-        frames = known.get("num_frames", settings.num_frames)
+        extracted = self.data.store.extracted or {}
+        frames = extracted.get("num_frames", settings.num_frames)
         return replace(settings, backbone=backbone_of(self.data.store.folder), num_frames=frames)
 
     @property
@@ -59,11 +59,11 @@ class Run:
     def backbone(self) -> Backbone:
         """The backbone that the features came from. Raises UserError when it cannot be had with the same weights."""
         backbone = load_backbone(self.extract.backbone, next(self.model.parameters()).device)
-        known = self.data.store.extracted or {}
-        here = {"backbone": backbone.name, "weights": backbone.weights, "num_frames": self.extract.num_frames}
-        if known and known != here:
+        trained = self.data.store.extracted
+        loaded = {"backbone": backbone.name, "weights": backbone.weights, "num_frames": self.extract.num_frames}
+        if trained and trained != loaded:
             raise UserError(
-                f"{self.folder}: trained on {in_words(known)}, at hand is {in_words(here)}; extract and train again"
+                f"{self.folder}: trained on {in_words(trained)}, at hand is {in_words(loaded)}; extract and train again"
             )
         return backbone
 
@@ -75,8 +75,8 @@ class Run:
 
     def timestamps(self, video_id: str) -> list[float]:
         """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
-        known = self.manifest.get(video_id, {}).get("timestamps")
-        return known or [float(t) for t in range(len(self.data.store[video_id]))]
+        timestamps = self.manifest.get(video_id, {}).get("timestamps")
+        return timestamps or [float(frame) for frame in range(len(self.data.store[video_id]))]
 
     def thumbnails(self, video_id: str, height: int = 90) -> list[np.ndarray] | None:
         """The sampled frames of a clip, RGB and scaled to `height` pixels; None when only features are at hand."""
@@ -96,17 +96,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
     return model.to(device), vocabulary, about
 
 
-def load_run(folder: Path, corpus: Corpus, checkpoint: str = "best", device: torch.device | None = None) -> Run:
+def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -> Run:
     """Open data/<corpus>/runs/<name>, trained on this corpus (`corpora.open_run` finds it).
 
     Raises UserError that names what is missing.
     """
     folder = Path(folder).resolve()
     config = run_config(folder)
-    model, vocabulary, about = load_model(folder / checkpoint, device or pick_device())
+    model, vocabulary, about = load_model(folder / "best", device or pick_device())
     features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
     data = load_data(corpus, folder.parent.parent, features)
-    check_features(about, data.store, folder / checkpoint)
+    check_features(about, data.store, folder / "best")
     return Run(folder, config, model, vocabulary, data, corpus.clips)
 
 
@@ -117,17 +117,16 @@ def sister_runs(run: Run) -> list[Run]:
         train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
         return json.dumps([train, config["model"], config["features"]], sort_keys=True)
 
-    sisters: dict[int, Run] = {}
+    sisters = {run.config["train"]["seed"]: run}
     for path in sorted(run.folder.parent.glob("*/config.json")):
         config = run_config(path.parent)
         seed = config["train"]["seed"]
-        known = seed in sisters or seed == run.config["train"]["seed"]
-        if not known and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
+        if seed not in sisters and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
             model, vocabulary, about = load_model(path.parent / "best", next(run.model.parameters()).device)
-            here = run.data.store.extracted
-            if about.get("extracted", here) == here:  # else trained before the features were extracted anew
+            extracted = run.data.store.extracted
+            if about.get("extracted", extracted) == extracted:  # else the features were extracted anew since then
                 sisters[seed] = Run(path.parent, config, model, vocabulary, run.data, run.clips)
-    return [sisters[seed] for seed in sorted(sisters)]
+    return [sisters[seed] for seed in sorted(sisters) if sisters[seed] is not run]
 
 
 def caption_files(
