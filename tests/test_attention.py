@@ -10,11 +10,9 @@ from vcutils.attention.measures import (
     attention_dict,
     check_alignment,
     entropy,
-    frame_importance,
     ground,
     grounding_table,
     read_events,
-    top_frames,
     word_views,
 )
 from vcutils.config import UserError
@@ -64,12 +62,6 @@ def test_what_does_not_fit_together_is_refused(words, weights, times):
         word_views(Hypothesis(words, 0, 0, np.zeros(len(words)), weights, None), times)
 
 
-def test_frame_importance_and_top_frames():
-    assert frame_importance(WEIGHTS) == pytest.approx([0.35 / 3, 0.95 / 3, 0.35 / 3, 1.35 / 3])
-    assert frame_importance(WEIGHTS).sum() == pytest.approx(1)
-    assert top_frames(WEIGHTS, 3) == [3, 1, 0] and len(top_frames(WEIGHTS)) == 4
-
-
 def test_attention_dict_is_json_and_keeps_the_end_apart(hypothesis):
     data = json.loads(json.dumps(attention_dict(hypothesis, TIMES)))
     assert np.array_equal(np.array(data["weights"], np.float32), WEIGHTS) and data["timestamps"] == TIMES
@@ -98,14 +90,14 @@ EVENTS = {
 }
 
 
-def said(*words_and_rows):
+def caption(*words_and_rows):
     words, rows = zip(*words_and_rows, strict=True)
     return Hypothesis(list(words), -1.0, -1.0, np.zeros(len(words)), np.array(rows), None)
 
 
 def test_pointing_game_by_hand():
     hypotheses = {
-        "clip": said(
+        "clip": caption(
             ("a", [1, 0, 0, 0]),  # no event knows it
             ("cat", [0.1, 0.4, 0.3, 0.2]),  # true in 0 to 2 s: frames 0 and 1
             ("dog", [0.6, 0.0, 0.3, 0.1]),  # true in 2 to 4 s: frames 2 and 3, but frame 0 is the strongest
@@ -119,23 +111,23 @@ def test_pointing_game_by_hand():
 
 def test_interval_ends_belong_to_what_follows():
     """A frame at 2.0 s shows the second scene: intervals are [start, end)."""
-    cat, dog = ground({"clip": said(("cat", [0, 1]), ("dog", [0, 1]))}, {"clip": [0.0, 2.0]}, EVENTS)
+    cat, dog = ground({"clip": caption(("cat", [0, 1]), ("dog", [0, 1]))}, {"clip": [0.0, 2.0]}, EVENTS)
     assert (cat.hit, dog.hit) == (False, True)
 
 
 def test_word_with_two_intervals_may_be_read_from_either():
-    (found,) = ground({"clip": said(("runs", [0.0, 0.6, 0.1, 0.3]))}, {"clip": TIMES}, EVENTS)
-    assert found.hit and found.chance == 0.25 and found.mass == pytest.approx(0.6)
-    (found,) = ground({"clip": said(("runs", [0.0, 0.2, 0.1, 0.7]))}, {"clip": [0.5, 1.5, 2.5, 3.1]}, EVENTS)
-    assert found.hit and found.chance == 0.5 and found.mass == pytest.approx(0.9)
+    (runs,) = ground({"clip": caption(("runs", [0.0, 0.6, 0.1, 0.3]))}, {"clip": TIMES}, EVENTS)
+    assert runs.hit and runs.chance == 0.25 and runs.mass == pytest.approx(0.6)
+    (runs,) = ground({"clip": caption(("runs", [0.0, 0.2, 0.1, 0.7]))}, {"clip": [0.5, 1.5, 2.5, 3.1]}, EVENTS)
+    assert runs.hit and runs.chance == 0.5 and runs.mass == pytest.approx(0.9)
 
 
 def test_clips_of_one_scene_are_left_out():
-    assert ground({"single": said(("cat", [1, 0, 0, 0]), ("first", [1, 0, 0, 0]))}, {"single": TIMES}, EVENTS) == []
+    assert ground({"single": caption(("cat", [1, 0, 0, 0]), ("first", [1, 0, 0, 0]))}, {"single": TIMES}, EVENTS) == []
 
 
 def test_grounding_table_means_per_kind():
-    hypotheses = {"clip": said(("cat", [0.1, 0.4, 0.3, 0.2]), ("dog", [0.6, 0.0, 0.3, 0.1]), ("runs", [0, 1, 0, 0]))}
+    hypotheses = {"clip": caption(("cat", [0.1, 0.4, 0.3, 0.2]), ("dog", [0.6, 0.0, 0.3, 0.1]), ("runs", [0, 1, 0, 0]))}
     rows = {row["kind"]: row for row in grounding_table(ground(hypotheses, {"clip": TIMES}, EVENTS))}
     assert rows["scene"]["words"] == 2 and rows["scene"]["pointing"] == 0.5
     assert rows["scene"]["mass"] == pytest.approx(0.45) and rows["scene"]["chance"] == 0.5
@@ -150,9 +142,9 @@ def test_events_of_the_embedded_corpus_ground_a_perfect_attention(tiny_corpus):
     scenes = [e for e in events[video_id]["events"] if e["kind"] == "scene"]
     times = np.linspace(0, events[video_id]["duration"], 30, endpoint=False)
     rows = [((times >= e["start"]) & (times < e["end"])).astype(float) for e in scenes]
-    hypothesis = said(*((e["words"][0], row / row.sum()) for e, row in zip(scenes, rows, strict=True)))
-    found = ground({video_id: hypothesis}, {video_id: times}, events)
-    assert len(found) == len(scenes) and all(g.hit and g.mass == pytest.approx(1) for g in found)
+    hypothesis = caption(*((e["words"][0], row / row.sum()) for e, row in zip(scenes, rows, strict=True)))
+    groundings = ground({video_id: hypothesis}, {video_id: times}, events)
+    assert len(groundings) == len(scenes) and all(g.hit and g.mass == pytest.approx(1) for g in groundings)
 
 
 def test_missing_ground_truth_is_told(tmp_path):
@@ -206,8 +198,16 @@ def test_entropy_and_importance_are_drawn_as_they_are(count):
     assert [b.get_height() for b in bars] == pytest.approx(entropy(weights).tolist())
     pictures = [np.zeros((9, 12, 3), np.uint8)] * count
     axes = plot_importance(weights, TIMES[:count], pictures, top=2).axes[0]
-    assert [b.get_height() for b in axes.patches[:count]] == pytest.approx(frame_importance(weights).tolist())
+    assert [b.get_height() for b in axes.patches[:count]] == pytest.approx(weights.mean(axis=0).tolist())
     assert len(axes.patches) == count + min(2, count) and len(axes.artists) == min(2, count)
+
+
+def test_importance_colours_the_frames_that_the_caption_rests_on():
+    axes = plot_importance(WEIGHTS, TIMES, top=3).axes[0]
+    everything, strongest = axes.patches[:4], axes.patches[4:]
+    assert [b.get_height() for b in everything] == pytest.approx([0.35 / 3, 0.95 / 3, 0.35 / 3, 1.35 / 3])
+    assert [b.get_x() + b.get_width() / 2 for b in strongest] == pytest.approx([0.5, 1.5, 3.5])
+    assert not axes.artists
 
 
 def test_figures_are_saved_for_slides_and_print_and_are_the_same_again(tmp_path):

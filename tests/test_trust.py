@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from vcutils.attention import checks as trust
-from vcutils.config import DecodeConfig, UserError
+from vcutils.config import UserError
 from vcutils.decode import Hypothesis
-from vcutils.scores.runs import Run
-from vcutils.train import train
+from vcutils.runtime.checkpoints import run_config
+from vcutils.scores.coco import References
+from vcutils.scores.runs import Run, load_model
+from vcutils.train import Trainer
 
 
 @pytest.fixture
@@ -22,15 +24,9 @@ def toy_run(toy_data, toy_config, tmp_path):
         config = toy_config(epochs=12, seed=seed)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
         folder = tmp_path / "toy" / "runs" / name
-        train(folder, config, toy_data, References, progress=False)
-        return trained(folder)
-
-    def trained(folder):
-        from vcutils.runtime.checkpoints import run_config
-        from vcutils.scores.runs import load_model
-
-        model, vocabulary, _ = load_model(folder / "best", torch.device("cpu"))
-        return Run(folder, run_config(folder), model, vocabulary, toy_data)
+        Trainer(folder, config, toy_data, References, progress=False).fit()
+        trained, vocabulary, _ = load_model(folder / "best")
+        return Run(folder, run_config(folder), trained, vocabulary, toy_data, {})
 
     return make
 
@@ -38,17 +34,17 @@ def toy_run(toy_data, toy_config, tmp_path):
 @pytest.fixture
 def captions(toy_data):
     """Function: what a run says of the toy test clips."""
-    return lambda run: trust.predict(run.model, run.vocabulary, toy_data.store, toy_data.splits["test"], DecodeConfig())
+    return lambda run: run.predict(toy_data.splits["test"])
 
 
 def test_said_again_a_caption_has_the_attention_and_probability_it_was_found_with(toy_run, captions):
     run = toy_run()
-    for video_id, found in captions(run).items():
+    for video_id, hypothesis in captions(run).items():
         features = run.data.store[video_id]
-        log_probs, rows = trust.teacher_forced(run.model, run.vocabulary, [features, features[:2]], found.words)
-        np.testing.assert_allclose(log_probs[0], found.word_log_probs, atol=1e-4)
-        np.testing.assert_allclose(rows[0], found.attention, atol=1e-5)
-        assert rows[1].shape == (len(found.words), 2)
+        log_probs, rows = trust.teacher_forced(run.model, run.vocabulary, [features, features[:2]], hypothesis.words)
+        np.testing.assert_allclose(log_probs[0], hypothesis.word_log_probs, atol=1e-4)
+        np.testing.assert_allclose(rows[0], hypothesis.attention, atol=1e-5)
+        assert rows[1].shape == (len(hypothesis.words), 2)
 
 
 def test_unknown_words_can_be_read_aloud(toy_run):
@@ -72,11 +68,11 @@ class Reader(torch.nn.Module):
         sees = ((features[:, :, 0] == self.key) & mask).any(dim=1)
         logits = torch.where(sees, 5.0, 0.0)[:, None, None, None] * torch.ones(clips, 1, length, 12)
         logits = logits * (torch.arange(12) == 4)
-        return logits.flatten(0, 2), torch.full((clips, 1, length, features.shape[1]), 1 / features.shape[1])
+        return logits, torch.full((clips, 1, length, features.shape[1]), 1 / features.shape[1])
 
 
 def reader_run(key, toy_data, vocabulary):
-    return Run(toy_data.root, {}, Reader(key, None), vocabulary, toy_data)
+    return Run(toy_data.root, {}, Reader(key, None), vocabulary, toy_data, {})
 
 
 @pytest.mark.parametrize("looks_at_key, sign", [(True, 1), (False, -1)])
@@ -87,27 +83,29 @@ def test_deletion_tells_attention_that_matters_from_attention_that_does_not(toy_
     attention = np.full((1, frames), 0.1, np.float32)
     attention[0, 2 if looks_at_key else 4] = 0.5
     attention[0, 4 if looks_at_key else 2] = 0.0
-    said = Hypothesis([vocabulary.words[4]], -1.0, -1.0, np.array([-1.0]), attention, None)
-    (found,) = trust.deletion(reader_run(features[2, 0], toy_data, vocabulary), {video_id: said}, share=1 / 6, draws=60)
-    assert np.sign(found.attended - found.random) == sign or (not looks_at_key and found.attended == 0)
-    assert (found.attended > 1) == looks_at_key and (found.least > 1) == (not looks_at_key)
-    assert 0 < found.random < max(found.attended, found.least), "chance hits the frame that matters now and then"
+    hypothesis = Hypothesis([vocabulary.words[4]], -1.0, -1.0, np.array([-1.0]), attention, None)
+    (drop,) = trust.deletion(
+        reader_run(features[2, 0], toy_data, vocabulary), {video_id: hypothesis}, share=1 / 6, draws=60
+    )
+    assert np.sign(drop.attended - drop.random) == sign or (not looks_at_key and drop.attended == 0)
+    assert (drop.attended > 1) == looks_at_key and (drop.least > 1) == (not looks_at_key)
+    assert 0 < drop.random < max(drop.attended, drop.least), "chance hits the frame that matters now and then"
 
 
 def test_deletion_hides_a_share_and_never_everything(toy_run, captions, monkeypatch):
-    run, kept = toy_run(), []
+    run, lengths = toy_run(), []
     inner = trust.teacher_forced
 
     def count(model, vocabulary, features, words):
-        kept.append([len(f) for f in features])
+        lengths.append([len(f) for f in features])
         return inner(model, vocabulary, features, words)
 
     monkeypatch.setattr(trust, "teacher_forced", count)
     drops = trust.deletion(run, captions(run), share=0.9, draws=2)
-    assert len(drops) == len(kept) == sum(len(h.words) for h in captions(run).values())
-    assert all(rest == [1] * 4 for _, *rest in kept)
+    assert len(drops) == len(lengths) == sum(len(h.words) for h in captions(run).values())
+    assert all(rest == [1] * 4 for _, *rest in lengths)
     trust.deletion(run, captions(run), share=0.01, draws=2)
-    assert all(rest == [full - 1] * 4 for full, *rest in kept[len(drops) :])
+    assert all(rest == [full - 1] * 4 for full, *rest in lengths[len(drops) :])
 
 
 def test_interval_holds_the_mean_and_is_wider_when_words_of_a_clip_agree():
@@ -125,10 +123,10 @@ def test_interval_holds_the_mean_and_is_wider_when_words_of_a_clip_agree():
 
 def test_seed_agreement_is_one_with_oneself_and_less_with_another(toy_run, captions):
     run, other = toy_run("a"), toy_run("b", seed=5)
-    said = captions(run)
-    clips, same = zip(*trust.agreement(run, run, said), strict=True)
-    assert set(clips) <= set(said) and np.allclose(same, 1, atol=1e-4)
-    values = [value for _, value in trust.agreement(run, other, said)]
+    hypotheses = captions(run)
+    clips, same = zip(*trust.agreement(run, run, hypotheses), strict=True)
+    assert set(clips) <= set(hypotheses) and np.allclose(same, 1, atol=1e-4)
+    values = [value for _, value in trust.agreement(run, other, hypotheses)]
     assert len(values) == len(same) and -1 <= min(values) and np.mean(values) < 0.999
 
 
@@ -146,14 +144,21 @@ def test_table_names_every_check_and_what_is_missing(toy_run, tmp_path):
     assert trust.check(run) == list(rows.values()), "one seed, one table"
 
 
+def test_two_seeds_that_look_at_all_frames_alike_have_no_agreement_to_measure(toy_run):
+    run = toy_run("uniform-0", attention="uniform")
+    toy_run("uniform-1", seed=1, attention="uniform")
+    row = next(row for row in trust.check(run) if row["check"] == "seed agreement")
+    assert row["result"] == "–" and "uniform-1" in row["reads"] and "weigh all frames alike" in row["reads"]
+
+
 def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, toy_data, monkeypatch):
     run = toy_run("pointing")
 
-    def blind(*args):
-        rows = {i: np.full((2, len(toy_data.store[i])), 1 / len(toy_data.store[i]), np.float32) for i in args[3]}
+    def blind(run, ids, decode):
+        rows = {i: np.full((2, len(toy_data.store[i])), 1 / len(toy_data.store[i]), np.float32) for i in ids}
         return {i: Hypothesis(["a", "cat"], -1.0, -1.0, np.full(2, -0.5), row, None) for i, row in rows.items()}
 
-    monkeypatch.setattr(trust, "predict", blind)
+    monkeypatch.setattr(Run, "predict", blind)
     intervals = [("scene", ["cat"], 0.0, 2.0), ("scene", ["there"], 2.0, 9.0), ("motion", ["now"], 2.0, 9.0)]
     known = [{"kind": k, "words": words, "start": start, "end": end} for k, words, start, end in intervals]
     events = {i: {"duration": 9.0, "events": known} for i in toy_data.captions}
@@ -161,17 +166,17 @@ def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, to
     rows = {row["check"]: row for row in trust.check(run) if row["check"].startswith("pointing")}
     assert list(rows) == ["pointing, scene words", "pointing, motion words"]
     assert "(4 words)" in rows["pointing, scene words"]["reads"], "one in each of the four clips"
-    assert "(4 words of people" in rows["pointing, motion words"]["reads"]
+    assert "(4 words of human captions" in rows["pointing, motion words"]["reads"]
     mass, chance = rows["pointing, scene words"]["result"].split("mass ")[1], rows["pointing, scene words"]["chance"]
     assert float(mass) == pytest.approx(float(chance), abs=0.011), "blind attention is at chance"
 
 
 def test_weights_that_do_not_sum_to_one_are_refused(toy_run, monkeypatch):
-    run, predict = toy_run("sums"), trust.predict
+    run, predict = toy_run("sums"), Run.predict
 
     def doubled(*args):
         return {i: dataclasses.replace(h, attention=2 * h.attention) for i, h in predict(*args).items()}
 
-    monkeypatch.setattr(trust, "predict", doubled)
+    monkeypatch.setattr(Run, "predict", doubled)
     with pytest.raises(UserError, match="do not sum to 1"):
         trust.check(run)

@@ -17,7 +17,8 @@ from vcutils.corpora import load_corpus, open_corpus
 from vcutils.corpus import make_splits, save_splits
 from vcutils.dataset import load_data
 from vcutils.features import extract_corpus
-from vcutils.train import train
+from vcutils.scores.coco import References
+from vcutils.train import Trainer
 from vcutils.vocab import build_vocabulary
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
@@ -49,7 +50,8 @@ def colour_run(tmp_path_factory, tiny_config, write_video):
     save_splits(splits, config.artifacts / "splits.json")
     build_vocabulary(corpus.captions, splits["train"], 1).save(config.artifacts / "vocab.json")
     folder = config.artifacts / "runs" / "colours"
-    train(folder, config, load_data(corpus, config.artifacts, config.extract), References, progress=False)
+    data = load_data(corpus, config.artifacts, config.extract)
+    Trainer(folder, config, data, References, progress=False).fit()
     return folder
 
 
@@ -59,7 +61,7 @@ def explorer_notebook(tmp_path, colour_run):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     cells = [
-        "from vcutils.evaluate import load_run\nfrom vcutils.attention.explorer import explore",
+        "from vcutils.corpora import open_run\nfrom vcutils.attention.explorer import explore",
         f"explorer = explore(open_run({str(colour_run)!r}))\nexplorer",
         "print(f'{len(explorer.shown.timestamps)} frames')",
         # A kernel that cannot answer until the test says so.
@@ -125,16 +127,16 @@ def run_all(page, address):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
-def hide_until_the_caption_changes(page, places):
+def hide_until_the_caption_changes(page, frames):
     """Captions with and without the hidden frames; few models move for every frame, so one after the other goes."""
-    hidden, said = page.locator(".vc-strip .mod-active"), page.locator(".vc-effect td[dir=auto]")
-    for place in list(places)[:-1]:
+    hidden, captions = page.locator(".vc-strip .mod-active"), page.locator(".vc-effect td[dir=auto]")
+    for index in list(frames)[:-1]:
         count = hidden.count()
-        page.locator(".vc-strip .vc-frame").nth(place).click()
+        page.locator(".vc-strip .vc-frame").nth(index).click()
         expect(hidden).to_have_count(count + 1)
         expect(status_bar(page)).to_contain_text("| Idle")
-        expect(said).to_have_count(2)
-        before, after = said.all_inner_texts()
+        expect(captions).to_have_count(2)
+        before, after = captions.all_inner_texts()
         if before != after:
             break
     return before, after
@@ -153,8 +155,8 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
     stage, words = page.locator(".vc-stage"), page.locator(".vc-words button")
 
-    def word(place):
-        return words.nth(place).inner_text().strip("\u200b")
+    def word(index):
+        return words.nth(index).inner_text().strip("\u200b")
 
     expect(stage).to_be_visible(timeout=SLOW)
     expect(page.locator(".jp-OutputArea-output", has_text="6 frames")).to_be_visible(timeout=SLOW)
@@ -185,8 +187,8 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     hidden_label = page.locator(".vc-strip .vc-frame").nth(strongest).inner_text()
     expect(stage).not_to_contain_text(f"the frame at {hidden_label}")
     page.screenshot(path=screenshots / "lab-hidden.png")
-    said = hide_until_the_caption_changes(page, [i for i in range(6) if i != strongest])
-    assert said[0] != said[1], "a model that names two colours must say something else without one of them"
+    before, after = hide_until_the_caption_changes(page, [i for i in range(6) if i != strongest])
+    assert before != after, "a model that names two colours must say something else without one of them"
     assert page.locator(".vc-effect mark").count() > 0
     page.get_by_role("button", name="show all").click()
     expect(page.locator(".vc-strip .mod-active")).to_have_count(0)

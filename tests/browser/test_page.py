@@ -97,7 +97,7 @@ def test_pointing_works_everywhere(show, make_view):
     assert shown_frame(page) == 7
     assert "of its attention" in page.inner_text("#answer")
     page.locator("#heat tbody tr").nth(2).locator("td").nth(5).click()
-    assert (page.inner_text("#place"), shown_frame(page)) == ("word 3 of 7", 5)
+    assert (page.inner_text("#position"), shown_frame(page)) == ("word 3 of 7", 5)
     assert page.locator("#heat tr[aria-current]").count() == 1
     page.locator("#slider").fill("6")
     assert shown_frame(page) == peaks[6]
@@ -160,13 +160,13 @@ def test_chooser_shows_several_clips(show, make_view, screenshots):
         make_view(title="hidden", hidden=frozenset([2])),
     ]
     page = show(*views)
-    for place, view in enumerate(views):
-        page.select_option("#chooser select", index=place)
+    for index, view in enumerate(views):
+        page.select_option("#chooser select", index=index)
         assert page.inner_text("#title") == view.title
         assert page.locator("#strip li").count() == len(view.timestamps)
         assert page.locator("#words button").count() == len(view.beams[0].words)
         assert page.evaluate("document.querySelector('#big img').decode().then(() => true)")
-        page.screenshot(path=screenshots / f"page-clip-{place}.png", full_page=True)
+        page.screenshot(path=screenshots / f"page-clip-{index}.png", full_page=True)
     assert page.locator("#strip .off").count() == 1
     assert "hidden" in page.locator("#strip .off").inner_text()
 

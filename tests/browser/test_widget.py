@@ -1,6 +1,7 @@
 """The explorer's kernel side: what it says of odd clips, and what it leaves behind."""
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from datetime import datetime, timezone
@@ -13,14 +14,15 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
 
-from vcutils.attention.explorer import Explorer, explore_words
+from vcutils.attention.explorer import Explorer, Player, live_html
 from vcutils.attention.page import corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig, ModelConfig, UserError
 from vcutils.corpora import open_corpus
 from vcutils.corpus import save_splits
 from vcutils.dataset import load_data
+from vcutils.features import extract_corpus
 from vcutils.model import CaptionModel
-from vcutils.runtime import backbones
+from vcutils.runtime.settings import to_json
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.runs import Run
 from vcutils.vocab import build_vocabulary
@@ -29,9 +31,8 @@ IDS = ("one", "tall", "wide", "wide2", "wide3", "wide4")
 
 
 @pytest.fixture
-def run(tmp_path, tiny_config, write_video, fake_backbone, monkeypatch):
+def run(tmp_path, tiny_config, write_video, fake_backbone):
     """An untrained model on odd clips: one frame, vertical, ordinary."""
-    monkeypatch.setattr("vcutils.evaluate.load_backbone", extract.load_backbone)
     root = tmp_path / "odd"
     rng = np.random.default_rng(0)
     for i in IDS:
@@ -41,16 +42,15 @@ def run(tmp_path, tiny_config, write_video, fake_backbone, monkeypatch):
     (root / "captions.txt").write_text("".join(f"{i} a cat runs\n{i} <b>dog</b> سار 🐈 sits\n" for i in IDS), "utf-8")
     config = dataclasses.replace(tiny_config, data=tmp_path / "data", corpus=root)
     corpus = open_corpus(root)
-    extract.extract_corpus(corpus, config.artifacts, config.extract, progress=False)
+    extract_corpus(corpus, config.artifacts, config.extract, progress=False)
     save_splits({"train": ["wide"], "val": ["wide2"], "test": list(IDS[:2])}, config.artifacts / "splits.json")
     vocabulary = build_vocabulary(corpus.captions, IDS, 1)
     vocabulary.save(config.artifacts / "vocab.json")
     torch.manual_seed(0)
     model = CaptionModel(ModelConfig(dropout=0.0), len(vocabulary), 12).eval()
-    about = {"features": config.extract.backbone, "extract": dataclasses.asdict(config.extract)}
-    return Run(
-        config.artifacts / "runs" / "odd", about, model, vocabulary, load_data(corpus, config.artifacts, config.extract)
-    )
+    settings = json.loads(to_json(config)) | {"features": config.extract.backbone}
+    data = load_data(corpus, config.artifacts, config.extract)
+    return Run(config.artifacts / "runs" / "odd", settings, model, vocabulary, data, corpus.clips)
 
 
 class Text(HTMLParser):
@@ -75,7 +75,7 @@ def test_clips_of_every_shape_open(run):
         assert explorer.message.value == ""
         assert len(explorer.frames.children) == frames
         assert explorer.shown.title == i
-        player = explorer.place.children[0]
+        player = explorer.player.children[0]
         assert player.slider.max == player.play.max == len(player.stack.children) - 1
         for hypothesis in explorer.shown.beams:
             assert hypothesis.attention.shape == (len(hypothesis.words), frames)
@@ -130,20 +130,20 @@ def test_recaptioning_leaves_no_widgets_behind(run):
 def test_words_and_names_are_escaped(run, make_view):
     nasty = "<img/src=x/onerror=alert(1)>"
     view = make_view((f'{nasty} "q" سار 🐈',), title=nasty)
-    box = explore_words(view.beams[0], view.timestamps, view.images, nasty)
-    pages = [Text(w.value) for w in (box.children[0], box.children[2], *box.children[1].stack.children)]
+    looks = Player(view, view.beams[0], "scope").stack.children
+    pages = [Text(html) for html in (live_html("heatmap", view, view.beams[0]), *(look.value for look in looks))]
     assert all("img" not in page.tags for page in pages)
-    assert all(nasty in page.text for page in pages[:3])  # heading, heatmap, first word
+    assert nasty in pages[0].text and nasty in pages[1].text  # heatmap, first word
     explorer = Explorer(run, "wide")
     explorer.show_file(Path("<b>no such</b>.mp4"))
     assert "b" not in Text(explorer.message.value).tags
-    said = Text(explorer.message.value).text
-    assert "<b>no such</b>.mp4: no such file" in said and "Still shown: wide" in said
+    message = Text(explorer.message.value).text
+    assert "<b>no such</b>.mp4: no such file" in message and "Still shown: wide" in message
 
 
 def test_words_that_come_twice_have_buttons_of_their_own(make_view):
     view = make_view(("a cat and a cat and a dog",))
-    buttons = explore_words(view.beams[0], view.timestamps, view.images).children[1].words
+    buttons = Player(view, view.beams[0], "scope").words
     assert len(set(buttons.options)) == len(buttons.options) == 8  # ipywidgets would light the last of equal labels
     assert [label.strip("\u200b") for label in buttons.options] == view.beams[0].words
 
@@ -180,7 +180,8 @@ def test_lost_or_changed_clips_are_shown_as_numbers(run, write_video):
     (videos / "wide3.avi").unlink()
     explorer = Explorer(run, "wide", DecodeConfig(max_length=6))
     assert "No pictures" in explorer.message.value and "wide.avi" in explorer.message.value
-    for video_id, reason in (("wide2", "not the one"), ("wide3", "only the features")):
+    for video_id, reason in (("wide2", "not the one"), ("wide3", "no such file"), ("wide4", "only the features")):
+        explorer.run = dataclasses.replace(run, clips={i: clip for i, clip in run.clips.items() if i != "wide4"})
         explorer.show_clip(video_id)
         assert reason in explorer.message.value
         assert len(explorer.frames.children) == 6

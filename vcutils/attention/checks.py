@@ -13,10 +13,8 @@ can show:
     entropy     focus: how spread out the weights are, 1 = over all frames alike
 """
 
-import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,85 @@ import torch
 from vcutils.attention.measures import entropy, ground, grounding_table, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import pad_frames
-from vcutils.decode import Hypothesis, captions_of, predict
+from vcutils.decode import Hypothesis, captions_of
 from vcutils.model import CaptionModel
 from vcutils.scores.coco import References
 from vcutils.scores.runs import Run, sister_runs
 from vcutils.vocab import START, UNK, Vocabulary, tokenize
+
+Hypotheses = Mapping[str, Hypothesis]  # by video id
+
+
+def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> list[dict[str, str]]:
+    """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
+    decode = decode or run.decode
+    hypotheses = run.predict(list(run.data.splits[split]), decode)
+    rows = [_sums(hypotheses)]
+    rows += _pointing(run, hypotheses)
+    rows += _deletion(run, hypotheses)
+    rows += _ablations(run, hypotheses, decode)
+    rows.append(_seed_agreement(run, hypotheses))
+    spread = float(np.mean(np.concatenate([entropy(h.attention) for h in hypotheses.values()])))
+    rows.append(_row("entropy", f"{spread:.2f}", "1", "share of the maximum: 1 would be all frames alike"))
+    return rows
+
+
+def _row(name: str, result: str, reference: str, reads: str) -> dict[str, str]:
+    return {"check": name, "result": result, "chance": reference, "reads": reads}
+
+
+def _sums(hypotheses: Hypotheses) -> dict[str, str]:
+    worst = max(float(np.abs(h.attention.sum(axis=1) - 1).max()) for h in hypotheses.values())
+    if worst > 1e-3:
+        raise UserError(f"attention rows do not sum to 1 (off by {worst:.3g}): the checkpoint is not of this model")
+    return _row("sums", f"off by {worst:.0e}", "0", "weights sum to 1 over the frames that exist, none lies elsewhere")
+
+
+def _pointing(run: Run, hypotheses: Hypotheses) -> list[dict[str, str]]:
+    """Words that the model generated; for kinds of words that it never said, those of human captions."""
+    path = run.data.root / "events.json"
+    if not path.is_file():
+        return [_row("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
+    times, events = {i: run.timestamps(i) for i in hypotheses}, read_events(path)
+    table = grounding_table(ground(hypotheses, times, events))
+    generated = {row["kind"] for row in table}
+    human = [g for i, caption in _human_captions(run, hypotheses) for g in ground({i: caption}, times, events)]
+    table += [row | {"human": True} for row in grounding_table(human) if row["kind"] not in generated]
+    return [
+        _row(
+            f"pointing, {row['kind']} words",
+            f"{row['pointing']:.1%}, mass {row['mass']:.2f}",
+            f"{row['chance']:.2f}",
+            f"strongest frame, and attention, inside the true time ({row['words']} words"
+            f"{' of human captions, fed to the decoder' if 'human' in row else ''})",
+        )
+        for row in table
+    ]
+
+
+def _human_captions(run: Run, ids: Iterable[str]) -> Iterator[tuple[str, Hypothesis]]:
+    """(id, human caption with the attention of the model that is fed it), of every caption of the clips."""
+    for video_id in ids:
+        for words in map(tokenize, run.data.captions[video_id]):
+            if words:
+                log_probs, rows = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
+                total = float(log_probs.sum())
+                yield video_id, Hypothesis(words, total, total, log_probs[0], rows[0], None)
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: CaptionModel, vocabulary: Vocabulary, features: Sequence[np.ndarray], words: Sequence[str]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Log-probabilities (n, L) and attention (L, T_n) of the same words for n versions of a clip (T_n, D)."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([vocabulary.index.get(word, UNK) for word in words], device=device).expand(len(features), -1)
+    inputs = torch.cat([torch.full_like(ids[:, :1], START), ids[:, :-1]], dim=1)  # (n, L)
+    padded, mask = pad_frames(features)
+    logits, weights = model(padded.to(device), mask.to(device), inputs[:, None])  # (n, 1, L, V), (n, 1, L, T)
+    log_probs = logits[:, 0].float().log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
+    rows = weights[:, 0].float().cpu().numpy()
+    return log_probs.cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -43,51 +115,43 @@ class Deletion:
     least: float  # its least attended frames
 
 
-@torch.inference_mode()
-def teacher_forced(
-    model: CaptionModel, vocabulary: Vocabulary, features: Sequence[np.ndarray], words: Sequence[str]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Log-probabilities (n, L) and attention (L, T_n) of the same words said of n versions of a clip (T_n, D)."""
-    device = next(model.parameters()).device
-    ids = [vocabulary.index.get(word, UNK) for word in words]
-    inputs = torch.tensor([START, *ids[:-1]], device=device).expand(len(features), 1, -1)
-    padded, mask = pad_frames(features)
-    logits, weights = model(padded.to(device), mask.to(device), inputs)  # (n, 1, L, V), (n, 1, L, T)
-    scores = logits[:, 0].float().log_softmax(dim=-1)
-    chosen = scores.gather(2, torch.tensor(ids, device=device).expand(len(features), -1)[:, :, None])
-    rows = weights[:, 0].float().cpu().numpy()
-    return chosen[:, :, 0].cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
-
-
-def deletion(
-    run: Run, hypotheses: Mapping[str, Hypothesis], share: float = 0.25, draws: int = 5, seed: int = 0
-) -> list[Deletion]:
+def deletion(run: Run, hypotheses: Hypotheses, share: float = 0.25, draws: int = 5, seed: int = 0) -> list[Deletion]:
     """Hide `share` of the frames (at least one, never all) and measure every word of every hypothesis again.
 
     A hidden frame is taken out before the encoder, so nothing of it can leak through its neighbours. Clips of one
     frame are left out.
     """
     generator = np.random.default_rng(seed)
-    found = []
+    drops = []
     for video_id, hypothesis in hypotheses.items():
         features = run.data.store[video_id]
         count = len(features)
-        hidden = min(count - 1, max(1, round(share * count)))
         if count < 2:
             continue
-        for place, row in enumerate(hypothesis.attention):
+        hidden = min(count - 1, max(1, round(share * count)))
+        for position, row in enumerate(hypothesis.attention):
             order = np.argsort(-row, kind="stable")
             hide = [order[:hidden], order[-hidden:]]
             hide += [generator.choice(count, hidden, replace=False) for _ in range(draws)]
-            versions = [features, *(np.delete(features, h, axis=0) for h in hide)]
-            log_probs, _ = teacher_forced(run.model, run.vocabulary, versions, hypothesis.words[: place + 1])
-            full, attended, least, *random = log_probs[:, place].tolist()
-            found.append(
-                Deletion(
-                    video_id, hypothesis.words[place], full - attended, full - float(np.mean(random)), full - least
-                )
-            )
-    return found
+            versions = [features, *(np.delete(features, frames, axis=0) for frames in hide)]
+            log_probs, _ = teacher_forced(run.model, run.vocabulary, versions, hypothesis.words[: position + 1])
+            full, *rest = log_probs[:, position].tolist()
+            attended, least, *random = (full - log_prob for log_prob in rest)
+            drops.append(Deletion(video_id, hypothesis.words[position], attended, float(np.mean(random)), least))
+    return drops
+
+
+def _deletion(run: Run, hypotheses: Hypotheses) -> list[dict[str, str]]:
+    drops = deletion(run, hypotheses)
+    if not drops:
+        return [_row("deletion", "–", "", "needs clips of two frames or more")]
+    rows = []
+    for name, others in (("random", [d.random for d in drops]), ("least attended", [d.least for d in drops])):
+        gaps = [d.attended - other for d, other in zip(drops, others, strict=True)]
+        mean, low, high = mean_with_interval(gaps, [d.video_id for d in drops])
+        reads = f"hiding a word's frames costs it this much more than hiding {name} ones ({len(drops)} words)"
+        rows.append(_row(f"deletion against {name}", f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]", "0", reads))
+    return rows
 
 
 def mean_with_interval(
@@ -105,126 +169,55 @@ def mean_with_interval(
     return float(np.mean(values)), float(low), float(high)
 
 
-def agreement(run: Run, other: Run, hypotheses: Mapping[str, Hypothesis]) -> list[tuple[str, float]]:
-    """Correlation of two models' attention rows for the same words of the same clips, as (video id, correlation)."""
-    found = []
-    for video_id, hypothesis in hypotheses.items():
-        if len(run.data.store[video_id]) < 3 or any(w not in other.vocabulary.index for w in hypothesis.words):
-            continue
-        _, rows = teacher_forced(other.model, other.vocabulary, [other.data.store[video_id]], hypothesis.words)
-        for mine, theirs in zip(hypothesis.attention, rows[0], strict=True):
-            if mine.std() > 1e-6 and theirs.std() > 1e-6:
-                found.append((video_id, float(np.corrcoef(mine, theirs)[0, 1])))
-    return found
+def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[dict[str, str]]:
+    """CIDEr × 100 of the same weights in a model with one switch changed."""
+    scorer = References({i: list(run.data.captions[i]) for i in hypotheses})
 
+    def cider(captions: Hypotheses) -> str:
+        return f"{100 * (scorer.score(captions_of(captions), ('CIDEr',))['CIDEr'] or 0.0):.1f}"
 
-def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> list[dict[str, str]]:
-    """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
-    decode = decode or run.decode
-    ids = list(run.data.splits[split])
-    found = run.predict(ids, decode)
-    rows = [_sums(found)]
-    rows += _pointing(run, found)
-    rows += _deletion(run, found)
-    rows += _ablations(run, ids, found, decode)
-    sisters = sister_runs(run)
-    if not sisters:
-        rows.append(_row("seed agreement", "–", "", "no second training to compare with: train with --seeds 2"))
-    else:
-        other = sisters[0]
-        clips, values = zip(*agreement(run, other, found), strict=True)
-        mean, low, high = mean_with_interval(values, clips)
-        text = f"two trainings look at the same frames when near 1 ({run.folder.name}, {other.folder.name})"
-        rows.append(_row("seed agreement", f"{mean:.2f} [{low:.2f}, {high:.2f}]", "0", text))
-    spread = float(np.mean(np.concatenate([entropy(h.attention) for h in found.values()])))
-    rows.append(_row("entropy", f"{spread:.2f}", "1", "share of the maximum: 1 would be all frames alike"))
-    return rows
-
-
-def _row(name: str, result: str, reference: str, reads: str) -> dict[str, str]:
-    return {"check": name, "result": result, "chance": reference, "reads": reads}
-
-
-def _sums(found: Mapping[str, Hypothesis]) -> dict[str, str]:
-    worst = max(float(np.abs(h.attention.sum(axis=1) - 1).max()) for h in found.values())
-    if worst > 1e-3:
-        raise UserError(f"attention rows do not sum to 1 (off by {worst:.3g}): the checkpoint is not of this model")
-    return _row("sums", f"off by {worst:.0e}", "0", "weights sum to 1 over the frames that exist, none lies elsewhere")
-
-
-def _pointing(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]:
-    path = run.data.root / "events.json"
-    if not path.is_file():
-        return [_row("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
-    times, events = {i: run.timestamps(i) for i in found}, read_events(path)
-    table = grounding_table(ground(found, times, events))
-    said = {row["kind"] for row in table}
-    read = [g for captions in _read_aloud(run, list(found)) for g in ground(captions, times, events)]
-    table += [row | {"read": True} for row in grounding_table(read) if row["kind"] not in said]
-    return [
-        _row(
-            f"pointing, {row['kind']} words",
-            f"{row['pointing']:.1%}, mass {row['mass']:.2f}",
-            f"{row['chance']:.2f}",
-            f"strongest frame, and attention, inside the true time ({row['words']} words"
-            f"{' of people, which the model was made to say' if 'read' in row else ''})",
-        )
-        for row in table
-    ]
-
-
-def _read_aloud(run: Run, ids: Sequence[str]) -> Iterator[dict[str, Hypothesis]]:
-    """What the model looks at while it is made to say people's captions: the first of every clip, the second, …"""
-    for captions in itertools.zip_longest(*(run.data.captions[i] for i in ids)):
-        said = {}
-        for video_id, caption in zip(ids, captions, strict=True):
-            if words := tokenize(caption or ""):
-                log_probs, rows = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
-                total = float(log_probs.sum())
-                said[video_id] = Hypothesis(words, total, total, log_probs[0], rows[0], None)
-        yield said
-
-
-def _deletion(run: Run, found: Mapping[str, Hypothesis]) -> list[dict[str, str]]:
-    drops = deletion(run, found)
-    if not drops:
-        return [_row("deletion", "–", "", "needs clips of two frames or more")]
-    rows = []
-    for name, other in (("random", [d.random for d in drops]), ("least attended", [d.least for d in drops])):
-        gaps = [d.attended - o for d, o in zip(drops, other, strict=True)]
-        mean, low, high = mean_with_interval(gaps, [d.video_id for d in drops])
-        rows.append(
-            _row(
-                f"deletion against {name}",
-                f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]",
-                "0",
-                f"hiding a word's frames costs it this much more than hiding {name} ones ({len(drops)} words)",
-            )
-        )
-    return rows
-
-
-def _ablations(
-    run: Run, ids: Sequence[str], found: Mapping[str, Hypothesis], decode: DecodeConfig
-) -> list[dict[str, str]]:
-    scorer = References({i: list(run.data.captions[i]) for i in ids})
-
-    def cider(captions: Mapping[str, Hypothesis]) -> float:
-        return 100 * (scorer.score(captions_of(captions), ("CIDEr",))["CIDEr"] or 0.0)
-
-    full = cider(found)
-    rows = []
     experiments: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("uniform attention", {"attention": "uniform"}, "CIDEr × 100 when this model must look at all frames alike"),
         ("frames shuffled", {"frame_order": "shuffled"}, "CIDEr × 100 when the frames come in another order"),
     )
+    rows = []
     for name, changes, reads in experiments:
-        torch.manual_seed(0)
-        model = CaptionModel(
-            dataclasses.replace(run.model.config, **changes), run.model.vocab_size, run.model.feature_dim
-        )
+        config = replace(run.model.config, **changes)
+        model = CaptionModel(config, run.model.vocab_size, run.model.feature_dim)
         model.load_state_dict(run.model.state_dict())
         model.to(next(run.model.parameters()).device)
-        changed = cider(predict(model, run.vocabulary, run.data.store, ids, decode))
-        rows.append(_row(name, f"{changed:.1f}", f"{full:.1f}", reads))
+        captions = replace(run, model=model).predict(list(hypotheses), decode)
+        rows.append(_row(name, cider(captions), cider(hypotheses), reads))
     return rows
+
+
+def _seed_agreement(run: Run, hypotheses: Hypotheses) -> dict[str, str]:
+    others = sister_runs(run)
+    if not others:
+        return _row("seed agreement", "–", "", "no second training to compare with: train with --seeds 2")
+    names = f"({run.folder.name}, {others[0].folder.name})"
+    correlations = agreement(run, others[0], hypotheses)
+    if not correlations:
+        why = "both weigh all frames alike, no clip has three frames, or they know different words"
+        return _row("seed agreement", "–", "", f"nothing to compare: {why} {names}")
+    clips, values = zip(*correlations, strict=True)
+    mean, low, high = mean_with_interval(values, clips)
+    reads = f"two trainings look at the same frames when near 1 {names}"
+    return _row("seed agreement", f"{mean:.2f} [{low:.2f}, {high:.2f}]", "0", reads)
+
+
+def agreement(run: Run, other: Run, hypotheses: Hypotheses) -> list[tuple[str, float]]:
+    """Correlation of two models' attention rows for the same words of the same clips, as (video id, correlation).
+
+    Left out are rows without contrast (uniform attention), clips of fewer than three frames, and captions with a word
+    that the other model does not know.
+    """
+    correlations = []
+    for video_id, hypothesis in hypotheses.items():
+        if len(run.data.store[video_id]) < 3 or any(w not in other.vocabulary.index for w in hypothesis.words):
+            continue
+        _, rows = teacher_forced(other.model, other.vocabulary, [other.data.store[video_id]], hypothesis.words)
+        for row, other_row in zip(hypothesis.attention, rows[0], strict=True):
+            if row.std() > 1e-6 and other_row.std() > 1e-6:
+                correlations.append((video_id, float(np.corrcoef(row, other_row)[0, 1])))
+    return correlations

@@ -5,71 +5,49 @@ those pictures, shown by a Stack that is linked to the slider in the browser, so
 that `save` writes (see page.py) shows the same without any kernel.
 """
 
-import dataclasses
 import difflib
-import html
 import tempfile
 import unicodedata
 import uuid
 from collections.abc import Collection, Sequence
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import torch
+from jinja2 import Environment, PackageLoader
 
-from vcutils.attention.page import (
-    View,
-    corpus_clip,
-    file_clip,
-    heatmap_html,
-    percent,
-    pictures_css,
-    save_page,
-    with_captions,
-)
+from vcutils.attention.page import View, corpus_clip, file_clip, jpeg_uri, save_page, with_captions
 from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.decode import Hypothesis
 from vcutils.scores.runs import Run
 
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
-HINT = """<div class="vc-quiet">The brighter a frame, the more the model drew on it for the word: evidence of where it
-looked, not proof of why it spoke. Test it: click frames to hide them, and see what it says without them.</div>"""
-STYLE = files("vcutils.attention").joinpath("page.live.html").read_text(encoding="utf-8")
+HINT = """<div class="vc-quiet">The brighter a frame, the larger its attention weight for this word: evidence of where
+the model looked, not proof of why it said the word. Test it: click frames to hide them, and see what it says without
+them.</div>"""
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 62 %, never a false 0 %."""
+    return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+
+
+_templates = Environment(loader=PackageLoader("vcutils.attention", ""), autoescape=True, trim_blocks=True)
+_templates.filters.update(percent=percent, exp=np.exp)
+
+
+def live_html(part: str, *values: Any) -> str:
+    """One part of the explorer as HTML: a macro of page.live.html."""
+    return str(getattr(_templates.get_template("page.live.html").module, part)(*values))
 
 
 def explore(run: Run, video_id: str | None = None) -> "Explorer":
     """The live explorer on a run, opened at one clip (default: the first of the test split)."""
     return Explorer(run, video_id)
-
-
-class Player(widgets.VBox):
-    """The words of one caption as buttons, Play and slider, and the frames that each word was said from."""
-
-    def __init__(self, view: View, hypothesis: Hypothesis, scope: str, word: int = 0) -> None:
-        last = len(hypothesis.words) - 1
-        # ipywidgets finds a button by its label: a word that comes again is told apart by invisible characters.
-        labels = [text + "\u200b" * hypothesis.words[:i].count(text) for i, text in enumerate(hypothesis.words)]
-        self.words = widgets.ToggleButtons(options=labels, index=word, style={"button_width": "auto"})
-        _classes(self.words, "vc-words", *(["vc-rtl"] if _right_to_left(hypothesis.caption) else []))
-        self.play = widgets.Play(min=0, max=last, value=word, interval=1000)
-        self.slider = widgets.IntSlider(min=0, max=last, value=word, description="word", readout=False)
-        looks = [widgets.HTML(word_html(view, hypothesis, i, scope)) for i in range(last + 1)]
-        self.stack = widgets.Stack(looks, selected_index=word)
-        self.links = [
-            widgets.jslink((self.slider, "value"), other)
-            for other in ((self.play, "value"), (self.words, "index"), (self.stack, "selected_index"))
-        ]
-        self.stack.layout.min_height = "225px"  # the page below must not jump while a word is exchanged
-        super().__init__([self.words, widgets.HBox([self.play, self.slider]), self.stack])
-
-    def discard(self) -> None:
-        """Free the widgets of a caption that is no longer shown."""
-        for widget in (*self.links, self):
-            _close(widget)
 
 
 class Explorer(widgets.VBox):
@@ -78,39 +56,35 @@ class Explorer(widgets.VBox):
     Bad clips give a message in the widget. `save` writes what is shown as one HTML page.
     """
 
-    def __init__(
-        self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None, split: str = "test"
-    ) -> None:
+    def __init__(self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None) -> None:
         super().__init__()
         self.run, self.decode = run, decode or run.decode
         self.original = View("", ())  # the clip with all its frames
         self.shown = self.original  # the same, without the frames that are hidden
         self._features = torch.empty(0)
         self._quiet = False  # True while the program itself sets many widgets at once
-        self._scope = _scope()
-        ids = list(dict.fromkeys([*([video_id] if video_id else []), *run.data.splits[split]]))
+        self._scope = f"vcx-{uuid.uuid4().hex[:8]}"  # keeps the style rules of two explorers apart
+        ids = list(dict.fromkeys([*([video_id] if video_id else []), *run.data.splits["test"]]))
         self.clip = widgets.Dropdown(options=ids, description="clip")
         self.upload = widgets.FileUpload(accept=",".join(VIDEO_SUFFIXES), description="own clip")
         self.message, self.pictures, self.effect, self.heatmap = (widgets.HTML() for _ in range(4))
-        self.place = widgets.VBox()
-        self.frames = _classes(widgets.Box(), "vc-strip")
+        self.player = widgets.VBox()  # holds the Player of the caption that is shown
+        self.frames = widgets.Box().add_class("vc-strip")
         self.span = widgets.SelectionRangeSlider(options=[("", 0)], description="from – to", continuous_update=False)
         self.hide = widgets.Button(description="hide this time", icon="eye-slash")
         self.show_all = widgets.Button(description="show all", icon="eye")
         self.beams = widgets.RadioButtons(layout={"width": "auto"})
         self.children = [
-            self.pictures, widgets.HBox([self.clip, self.upload]), self.message, self.place,
+            self.pictures, widgets.HBox([self.clip, self.upload]), self.message, self.player,
             widgets.HTML(HINT), self.frames,
             widgets.HBox([self.span, self.hide, self.show_all]), self.effect, self.heatmap,
             widgets.HTML('<div class="vc-quiet">Captions the model weighed, with their scores:</div>'), self.beams,
         ]  # fmt: skip
-        _classes(self, "vcx", self._scope)
+        self.add_class("vcx").add_class(self._scope)
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.beams.observe(self._show_caption, "index")
-        self.hide.on_click(
-            lambda _: self.hide_frames(self.hidden.union(range(self.span.index[0], self.span.index[1] + 1)))
-        )
+        self.hide.on_click(self._on_hide)
         self.show_all.on_click(lambda _: self.hide_frames(()))
         self.show_clip(self.clip.value)
 
@@ -134,9 +108,9 @@ class Explorer(widgets.VBox):
         """Show any video file; the way for files that are too large to upload."""
         self._say("reading the clip …")
         try:
-            found = file_clip(self.run, Path(path), title)
+            view, features = file_clip(self.run, Path(path), title)
             self.clip.value = None  # so that every clip of the corpus can be chosen again
-            self._open(*found)
+            self._open(view, features)
         except UserError as error:
             self._fail(str(error).replace(f"{path}: ", f"{title or path}: "))
 
@@ -156,28 +130,27 @@ class Explorer(widgets.VBox):
         """
         if not self.shown.beams:
             raise UserError("the explorer shows no clip yet: nothing to save")
-        more = [corpus_clip(self.run, i) for i in video_ids if i != self.original.title]
         views = [self.original]
         if count := len(self.shown.hidden):
-            views.append(dataclasses.replace(self.shown, title=f"{self.shown.title} ({count} frames hidden)"))
-        views += [with_captions(self.run, view, features, self.decode) for view, features in more]
+            views.append(replace(self.shown, title=f"{self.shown.title} ({count} frames hidden)"))
+        more = [i for i in video_ids if i != self.original.title]
+        views += [with_captions(self.run, *corpus_clip(self.run, i), self.decode) for i in more]
         return save_page(path, views)
 
     def _open(self, view: View, features: torch.Tensor) -> None:
         self.original = self.shown = view = with_captions(self.run, view, features, self.decode)
         self._features = features
-        self.pictures.value = STYLE + pictures_css(view, self._scope)
-        old = self.frames.children
-        self.frames.children = [
-            _classes(
-                widgets.ToggleButton(description=label, tooltip="hide or show"), "vc-frame", f"vc-p{i}", f"vc-f{i}"
-            )
-            for i, label in enumerate(view.labels)
-        ]
-        for frame in self.frames.children:
-            frame.observe(self._recaption, "value")
-        for frame in old:
-            _close(frame)
+        self.pictures.value = live_html(
+            "clip", view, self._scope, [jpeg_uri(picture, 360) for picture in view.pictures]
+        )
+        old, buttons = self.frames.children, []
+        for i, label in enumerate(view.labels):
+            button = widgets.ToggleButton(description=label, tooltip="hide or show").add_class("vc-frame")
+            button.add_class(f"vc-p{i}").observe(self._recaption, "value")  # the class brings the picture
+            buttons.append(button)
+        self.frames.children = buttons
+        for button in old:
+            _close(button)
         self.span.options = [(label, i) for i, label in enumerate(view.labels)]
         self.span.index = (0, len(view.labels) - 1)
         self._show_beams()
@@ -185,11 +158,11 @@ class Explorer(widgets.VBox):
     def _recaption(self, _: Any = None) -> None:
         if self._quiet:
             return
-        hidden = self.hidden
-        if len(hidden) == len(self.original.timestamps):
-            return self._say("At least one frame must stay visible: the caption below is the one from before.")
-        self.shown = with_captions(self.run, self.original, self._features, self.decode, hidden)
-        self._show_beams()
+        if len(self.hidden) == len(self.frames.children):
+            self._say("At least one frame must stay visible: the caption below is the one from before.")
+        else:
+            self.shown = with_captions(self.run, self.original, self._features, self.decode, self.hidden)
+            self._show_beams()
 
     def _show_beams(self) -> None:
         self._quiet = True
@@ -203,17 +176,23 @@ class Explorer(widgets.VBox):
         if self._quiet:
             return
         hypothesis = self.shown.beams[self.beams.index]
-        old = self.place.children
+        old = self.player.children
         word = min(old[0].slider.value, len(hypothesis.words) - 1) if old else 0
-        self.place.children = [Player(self.shown, hypothesis, self._scope, word)]
+        self.player.children = [Player(self.shown, hypothesis, self._scope, word)]
         for player in old:
-            player.discard()
-        self.heatmap.value = heatmap_html(self.shown, hypothesis)
-        self.effect.value = effect_html(self.original.beams[0], self.shown.beams[0]) if self.shown.hidden else ""
+            _close(player)
+        self.heatmap.value = live_html("heatmap", self.shown, hypothesis)
+        before, after = self.original.beams[0], self.shown.beams[0]
+        changes = difflib.SequenceMatcher(None, before.words, after.words, autojunk=False).get_opcodes()
+        self.effect.value = live_html("effect", before, after, changes) if self.shown.hidden else ""
 
     def _on_clip(self, _: Any) -> None:
         if self.clip.value:
             self.show_clip(self.clip.value)
+
+    def _on_hide(self, _: Any) -> None:
+        first, last = self.span.index
+        self.hide_frames(self.hidden.union(range(first, last + 1)))
 
     def _on_upload(self, _: Any) -> None:
         for file in self.upload.value:
@@ -232,62 +211,35 @@ class Explorer(widgets.VBox):
         self._say(f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason)
 
     def _say(self, text: str) -> None:
-        self.message.value = f'<div role="status">{html.escape(text)}</div>' if text else ""
+        self.message.value = live_html("message", text)
 
 
-def word_html(view: View, hypothesis: Hypothesis, word: int, scope: str) -> str:
-    """One word: its strongest frames enlarged, and the rules that light frame strip and heatmap while it is shown."""
-    row = hypothesis.attention[word]
-    order = np.argsort(-row, kind="stable")
-    best = order[0]
-    rules = [f".{scope} .vc-f{best} {{outline:3px solid var(--vc-glow)}}"]
-    for i, weight in enumerate(row):
-        dark = 0.75 * (1 - weight / row[best])
-        rules.append(f".{scope} .vc-f{i} {{box-shadow:inset 0 0 0 200px rgba(0,0,0,{dark:.2f})!important}}")
-        rules.append(f".{scope} .vc-f{i}::after {{content:'{percent(weight)}'}}")
-    rules.append(f".{scope} .vc-r{word} td {{box-shadow:0 -2px var(--vc-ink),0 2px var(--vc-ink);position:relative}}")
-    rules.append(f".{scope} .vc-r{word} th {{background:var(--vc-glow);color:#1d1600;border-radius:4px}}")
-    stage = f"<p><b>“<bdi>{html.escape(hypothesis.words[word])}</bdi>”</b> looks most at "
-    stage += f"{'the frame at ' if view.timed else ''}{view.labels[best]}, with {percent(row[best])} of its attention. "
-    sure = percent(np.exp(hypothesis.word_log_probs[word]))
-    stage += f'<span class="vc-quiet">Probability of the word: {sure}</span></p>'
-    for i in order[: min(4, np.count_nonzero(row))]:
-        size, label = "" if i == best else "vc-next", view.labels[i]
-        stage += f'<div><div class="vc-big {size} vc-p{i}" role="img" aria-label="{label}"></div>'
-        stage += f'<span class="vc-quiet">{label}: {percent(row[i])}</span></div>'
-    return f'<style>{"".join(rules)}</style><div class="vc-stage">{stage}</div>'
+class Player(widgets.VBox):
+    """The words of one caption as buttons, Play and slider, and the frames that each word was said from."""
 
-
-def effect_html(before: Hypothesis, after: Hypothesis) -> str:
-    """The best caption with all frames and without the hidden ones, words that changed marked."""
-    changes = difflib.SequenceMatcher(None, before.words, after.words, autojunk=False).get_opcodes()
-    spans = {"all frames": [(op[0], before.words[op[1] : op[2]]) for op in changes]}
-    spans["without the hidden"] = [(op[0], after.words[op[3] : op[4]]) for op in changes]
-    rows = ""
-    for (name, said), score in zip(spans.items(), (before.score, after.score), strict=True):
-        texts = [(kind, html.escape(" ".join(words))) for kind, words in said if words]
-        marked = " ".join(text if kind == "equal" else f"<mark>{text}</mark>" for kind, text in texts)
-        rows += f'<tr><td class="vc-quiet">{name}</td><td dir="auto">{marked}</td><td>{score:.2f}</td></tr>'
-    same = '<div class="vc-quiet">The same words; compare the scores.</div>' if before.words == after.words else ""
-    return f'<table class="vc-effect">{rows}</table>{same}'
-
-
-def _scope() -> str:
-    return f"vcx-{uuid.uuid4().hex[:8]}"
+    def __init__(self, view: View, hypothesis: Hypothesis, scope: str, word: int = 0) -> None:
+        texts, last = hypothesis.words, len(hypothesis.words) - 1
+        # ipywidgets finds a button by its label: a word that comes again is told apart by invisible characters.
+        labels = [text + "\u200b" * texts[:i].count(text) for i, text in enumerate(texts)]
+        self.words = widgets.ToggleButtons(options=labels, index=word, style={"button_width": "auto"})
+        self.words.add_class("vc-words").add_class("vc-rtl" if _right_to_left(hypothesis.caption) else "vc-ltr")
+        self.play = widgets.Play(min=0, max=last, value=word, interval=1000)
+        self.slider = widgets.IntSlider(min=0, max=last, value=word, description="word", readout=False)
+        looks = [widgets.HTML(live_html("word", view, hypothesis, i, scope)) for i in range(last + 1)]
+        self.stack = widgets.Stack(looks, selected_index=word)
+        self.stack.layout.min_height = "225px"  # the page below must not jump while a word is exchanged
+        followers = ((self.play, "value"), (self.words, "index"), (self.stack, "selected_index"))
+        self.links = [widgets.jslink((self.slider, "value"), follower) for follower in followers]
+        super().__init__([self.words, widgets.HBox([self.play, self.slider]), self.stack])
 
 
 def _close(widget: Any) -> None:
     """Free a widget with all its parts, in the kernel and in the browser."""
-    for part in (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None)):
+    parts = [*getattr(widget, "links", ()), *getattr(widget, "children", ())]
+    for part in (*parts, getattr(widget, "layout", None), getattr(widget, "style", None)):
         if part is not None:
             _close(part)
     widget.close()
-
-
-def _classes(widget: Any, *names: str) -> Any:
-    for name in names:
-        widget.add_class(name)
-    return widget
 
 
 def _right_to_left(text: str) -> bool:

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
-from vcutils.attention.measures import check_alignment, entropy, frame_importance, top_frames
+from vcutils.attention.measures import check_alignment, entropy
 from vcutils.runtime.files import replacing
+
+COLUMNS = 8  # frames per row of a film strip
 
 
 def plot_heatmap(
@@ -38,33 +40,25 @@ def plot_heatmap(
     axes.set_xlabel("time of the frame (s)" if timed else "frame")
     axes.plot(weights.argmax(axis=1), range(len(words)), "o", mfc="none", mec="white", ms=7, label="strongest frame")
     figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01)
-    axes.set_title(title, fontsize=10, pad=6 if thumbnails is None else 44, parse_math=False)
-    _put_above(axes, range(count), thumbnails or ())
+    _title_over_pictures(axes, title, range(count), thumbnails or ())
     return figure
 
 
 def plot_filmstrip(
-    word: str,
-    row: np.ndarray,
-    timestamps: Sequence[float],
-    thumbnails: Sequence[np.ndarray],
-    columns: int = 8,
-    timed: bool = True,
+    word: str, row: np.ndarray, timestamps: Sequence[float], thumbnails: Sequence[np.ndarray], timed: bool = True
 ) -> Figure:
     """The clip's frames, each as bright as its weight (T,) for one word, the strongest framed in orange."""
-    rows = -(-len(row) // columns)
-    figure = Figure(figsize=(1.35 * columns, 1.3 * rows + 0.35), layout="constrained")
-    strongest = int(row.argmax())
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    rows = -(-len(row) // COLUMNS)
+    figure = Figure(figsize=(1.35 * COLUMNS, 1.3 * rows + 0.35), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in grid:
         axes.set_axis_off()
-        if place >= len(row):
-            continue
-        share = float(row[place] / row[strongest])
-        axes.imshow((thumbnails[place] * (0.2 + 0.8 * share)).astype(np.uint8))
-        label = f"{timestamps[place]:.1f} s" if timed else f"frame {place + 1}"
-        axes.set_title(f"{label}  {row[place]:.0%}", fontsize=8)
-        if place == strongest:
-            height, width = thumbnails[place].shape[:2]
+    for frame, (axes, weight, picture) in enumerate(zip(grid, row, thumbnails, strict=False)):
+        axes.imshow((picture * (0.2 + 0.8 * weight / row.max())).astype(np.uint8))
+        label = f"{timestamps[frame]:.1f} s" if timed else f"frame {frame + 1}"
+        axes.set_title(f"{label}  {weight:.0%}", fontsize=8)
+        if frame == row.argmax():
+            height, width = picture.shape[:2]
             axes.add_patch(Rectangle((0, 0), width - 1, height - 1, fill=False, ec="tab:orange", lw=3))
     figure.suptitle(f"“{word}”", fontsize=12, parse_math=False)
     return figure
@@ -89,45 +83,46 @@ def plot_importance(
     timed: bool = True,
 ) -> Figure:
     """Mean attention of the frames over the words (L, T) against time, the `top` strongest coloured and shown above."""
-    importance, best = frame_importance(weights), sorted(top_frames(weights, top))
+    importance = weights.mean(axis=0)
+    strongest = sorted(np.argsort(-importance, kind="stable")[:top].tolist())
+    times = [timestamps[frame] for frame in strongest]
     width = 0.8 * min(np.diff(timestamps), default=1.0)
     figure = Figure(figsize=(9, 2.2 if thumbnails is None else 2.8), layout="constrained")
     axes = figure.subplots()
     axes.bar(timestamps, importance, width, color="lightgrey")
-    axes.bar([timestamps[i] for i in best], importance[best], width)
+    axes.bar(times, importance[strongest], width)
     axes.set(xlabel="time (s)" if timed else "frame, counted from 0", ylabel="mean attention")
-    axes.set_title("what the whole caption rests on", fontsize=10, pad=6 if thumbnails is None else 44)
-    if thumbnails is not None:
-        _put_above(axes, [timestamps[i] for i in best], [thumbnails[i] for i in best])
+    pictures = [thumbnails[frame] for frame in strongest] if thumbnails else []
+    _title_over_pictures(axes, "what the whole caption rests on", times, pictures)
     return figure
 
 
-def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg", "pdf")) -> list[Path]:
-    """Write a figure in several formats, `path` without suffix: PNG for slides, SVG and PDF for print.
+def _title_over_pictures(axes: Axes, title: str, positions: Sequence[float], pictures: Sequence[np.ndarray]) -> None:
+    """A title, and between it and the axes small pictures (RGB) centred at x positions in data units."""
+    axes.set_title(title, fontsize=10, pad=44 if pictures else 6, parse_math=False)
+    above: Any = {"xycoords": ("data", "axes fraction"), "box_alignment": (0.5, -0.08), "frameon": False}
+    for x, picture in zip(positions, pictures, strict=False):
+        box = OffsetImage(picture, zoom=42 / picture.shape[1] * (72 / axes.figure.dpi))
+        axes.add_artist(AnnotationBbox(box, (x, 1.0), **above))
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG for slides, as SVG and PDF for print; `path` is without suffix.
 
     Text stays text in SVG and PDF, and equal figures give equal files.
     """
-    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    dateless: dict[str, Any] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in dateless]
     with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
-        for target in paths:
-            dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix)
+        for target, metadata in zip(paths, dateless.values(), strict=True):
             with replacing(target) as temporary:
-                figure.savefig(temporary, dpi=150, metadata=dateless)
+                figure.savefig(temporary, dpi=150, metadata=metadata)
     return paths
-
-
-def _put_above(axes: Axes, places: Sequence[float], pictures: Sequence[np.ndarray]) -> None:
-    """Small pictures (RGB) above the axes, at places in data units."""
-    for x, picture in zip(places, pictures, strict=False):
-        zoom = 42 / picture.shape[1] * (72 / axes.figure.dpi)
-        box = OffsetImage(picture, zoom=zoom)
-        above: Any = {"xycoords": ("data", "axes fraction"), "box_alignment": (0.5, -0.08), "frameon": False}
-        axes.add_artist(AnnotationBbox(box, (x, 1.0), **above))
 
 
 def number_tile(number: int) -> np.ndarray:
     """A stand-in (120, 160, 3) for a frame whose picture is not at hand."""
     tile = np.full((120, 160, 3), (96, 108, 124), np.uint8)
     (width, height), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 3)
-    place = ((160 - width) // 2, (120 + height) // 2)
-    return cv2.putText(tile, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 1.6, (232, 236, 240), 3, cv2.LINE_AA)
+    corner = ((160 - width) // 2, (120 + height) // 2)
+    return cv2.putText(tile, str(number), corner, cv2.FONT_HERSHEY_SIMPLEX, 1.6, (232, 236, 240), 3, cv2.LINE_AA)

@@ -4,7 +4,7 @@ Attention is evidence of where information was read, not proof of why a word was
 Wiegreffe & Pinter 2019); notebook 05 shows the checks that tell how far it can be trusted.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vcutils.runtime.files import read_json
 
 @dataclass(frozen=True)
 class WordView:
-    """One word and the frame it leans on most."""
+    """One word and its strongest frame."""
 
     word: str
     frame: int  # index among the sampled frames
@@ -33,11 +33,11 @@ def word_views(hypothesis: Hypothesis, timestamps: Sequence[float]) -> list[Word
     Raises ValueError when words, attention rows and timestamps do not fit together.
     """
     check_alignment(hypothesis.words, hypothesis.attention, timestamps)
-    views = []
-    for word, row in zip(hypothesis.words, hypothesis.attention, strict=True):
-        frame = int(row.argmax())
-        views.append(WordView(word, frame, timestamps[frame], float(row[frame]), float(entropy(row))))
-    return views
+    strongest = hypothesis.attention.argmax(axis=1).tolist()
+    return [
+        WordView(word, frame, timestamps[frame], float(row[frame]), float(entropy(row)))
+        for word, row, frame in zip(hypothesis.words, hypothesis.attention, strongest, strict=True)
+    ]
 
 
 def check_alignment(words: Sequence[str], weights: np.ndarray, timestamps: Sequence[float]) -> None:
@@ -50,21 +50,8 @@ def check_alignment(words: Sequence[str], weights: np.ndarray, timestamps: Seque
 
 def entropy(weights: np.ndarray) -> np.ndarray:
     """Entropy of attention rows (..., T) as a share of its maximum log T; 0 for a clip of one frame."""
-    count = weights.shape[-1]
-    if count == 1:
-        return np.zeros(weights.shape[:-1])
     safe = np.where(weights > 0, weights, 1.0)
-    return -(weights * np.log(safe)).sum(axis=-1) / np.log(count)
-
-
-def frame_importance(weights: np.ndarray) -> np.ndarray:
-    """Mean attention (T,) that each frame gets over the words (L, T); sums to 1."""
-    return weights.mean(axis=0)
-
-
-def top_frames(weights: np.ndarray, count: int = 5) -> list[int]:
-    """The frames that matter most to the whole caption, strongest first."""
-    return np.argsort(-frame_importance(weights), kind="stable")[:count].tolist()
+    return np.abs((weights * np.log(safe)).sum(axis=-1)) / np.log(max(2, weights.shape[-1]))
 
 
 def attention_dict(hypothesis: Hypothesis, timestamps: Sequence[float]) -> dict[str, Any]:
@@ -104,7 +91,7 @@ def read_events(path: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Grounding:
-    """One generated word whose true time is known."""
+    """One word of a caption whose true time is known."""
 
     video_id: str
     word: str
@@ -115,55 +102,32 @@ class Grounding:
 
 
 def ground(
-    hypotheses: Mapping[str, Hypothesis],
-    timestamps: Mapping[str, Sequence[float]],
-    events: Mapping[str, dict],
+    hypotheses: Mapping[str, Hypothesis], timestamps: Mapping[str, Sequence[float]], events: Mapping[str, dict]
 ) -> list[Grounding]:
-    """Pointing game (Zhang et al. 2018) in time: every generated word that `events` knows, against its intervals.
+    """Pointing game (Zhang et al. 2018) in time: every word that `events` knows, against its intervals [start, end).
 
     Clips of one scene are left out: there every frame is right. So are clips that `events` does not know.
     """
-    return [
-        found
-        for video_id, hypothesis in hypotheses.items()
-        if video_id in events
-        for found in _ground_clip(video_id, hypothesis, np.asarray(timestamps[video_id]), events[video_id]["events"])
-    ]
+    groundings = []
+    for video_id, hypothesis in hypotheses.items():
+        known = events[video_id]["events"] if video_id in events else []
+        if sum(event["kind"] == "scene" for event in known) < 2:
+            continue
+        times = np.asarray(timestamps[video_id])
+        for word, row in zip(hypothesis.words, hypothesis.attention, strict=True):
+            true = [event for event in known if word in event["words"]]
+            inside = np.any([(times >= event["start"]) & (times < event["end"]) for event in true], axis=0)
+            if true and not inside.all():
+                hit, mass = bool(inside[row.argmax()]), float(row[inside].sum())
+                groundings.append(Grounding(video_id, word, true[-1]["kind"], hit, mass, float(inside.mean())))
+    return groundings
 
 
-def _ground_clip(video_id: str, hypothesis: Hypothesis, times: np.ndarray, events: list[dict]) -> Iterator[Grounding]:
-    if sum(event["kind"] == "scene" for event in events) < 2:
-        return
-    for word, row in zip(hypothesis.words, hypothesis.attention, strict=True):
-        inside = np.zeros(len(times), bool)
-        kind = ""
-        for event in events:
-            if word in event["words"]:
-                kind = event["kind"]
-                inside |= (times >= event["start"]) & (times < event["end"])
-        if kind and not inside.all():
-            yield Grounding(
-                video_id,
-                word,
-                kind,
-                bool(inside[row.argmax()]),
-                float(row[inside].sum()),
-                float(inside.mean()),
-            )
-
-
-def grounding_table(found: Sequence[Grounding]) -> list[dict[str, Any]]:
+def grounding_table(groundings: Sequence[Grounding]) -> list[dict[str, Any]]:
     """Per kind of word: how many, share of hits, mean attention inside the true interval, chance level."""
     rows = []
-    for kind in dict.fromkeys(g.kind for g in found):
-        group = [g for g in found if g.kind == kind]
-        rows.append(
-            {
-                "kind": kind,
-                "words": len(group),
-                "pointing": float(np.mean([g.hit for g in group])),
-                "mass": float(np.mean([g.mass for g in group])),
-                "chance": float(np.mean([g.chance for g in group])),
-            }
-        )
+    for kind in dict.fromkeys(g.kind for g in groundings):
+        group = [(g.hit, g.mass, g.chance) for g in groundings if g.kind == kind]
+        pointing, mass, chance = np.mean(group, axis=0).tolist()
+        rows.append({"kind": kind, "words": len(group), "pointing": pointing, "mass": mass, "chance": chance})
     return rows
