@@ -126,14 +126,8 @@ class Config(Checked):
     def from_env(cls) -> "Config":
         """Settings as the environment variables say. Raises UserError for what they do not know."""
         config = cls.from_profile(os.environ.get("VCUTILS_PROFILE") or "sample")
-        for name in ("data", "corpus"):
-            if path := os.environ.get(f"VCUTILS_{name.upper()}"):
-                folder = (PROJECT_ROOT / Path(path).expanduser()).resolve()
-                if name == "corpus" and not folder.is_dir():
-                    hint = f"relative paths count from {PROJECT_ROOT}"
-                    raise UserError(f"VCUTILS_CORPUS: no folder {folder}; {hint}")
-                changed: Any = {name: folder}
-                config = dataclasses.replace(config, **changed)
+        paths: dict[str, Any] = settings.paths_from_env(("data", "corpus"), PROJECT_ROOT)
+        config = dataclasses.replace(config, **paths)
         return settings.changed(config, os.environ.get("VCUTILS_SET") or "", PRESETS)
 
     @classmethod

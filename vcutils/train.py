@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -28,7 +28,7 @@ from vcutils.config import Config
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, collate, make_loader
 from vcutils.decode import captions_of, predict
 from vcutils.model import CaptionModel
-from vcutils.runtime.accelerator import fitting_batch, late_for_all, make_accelerator, remaining
+from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining, share
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.record import Record
 from vcutils.runtime.self_critical import check_samples, sampled_batch
@@ -141,12 +141,8 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            progress.step += 1
             progress.batch, progress.seconds = number + 1, monotonic() - begun
-            late = settings.max_minutes is not None and late_for_all(self.record.is_late)
-            if late or progress.step % settings.checkpoint_every == 0:
-                self.record.save_last(*self.parts)
-            if late:
+            if self.record.end_step(*self.parts):
                 return False
         self._end_epoch(monotonic() - begun)
         return True
@@ -174,20 +170,10 @@ class Trainer:
     def _end_epoch(self, seconds: float) -> None:
         """Validate, log, save; the second phase goes on from the best epoch of the first."""
         record, progress = self.record, self.progress
-        progress.epoch += 1
-        row = {
-            "epoch": progress.epoch,
-            "lr": self._lr(progress.epoch),
-            "train_loss": progress.loss / progress.words,
-            "seconds": round(seconds, 2),
-            "words_per_second": round(progress.words / seconds),
-        }
-        progress.begin_epoch()
+        row = progress.end_epoch(seconds) | {"lr": self._lr(progress.epoch)}
         if self.accelerator.is_main_process:
             record.end_epoch(row | self.validate(), self.model)
-        progress.rows[:], progress.improved = broadcast_object_list(
-            [self.history, progress.improved]
-        )
+        share(progress)
         self.accelerator.wait_for_everyone()
         if record.end_phase(self.model) or record.finished:
             record.save_last(*self.parts)

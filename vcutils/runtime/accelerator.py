@@ -25,6 +25,11 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=chosen)
 
 
+def share(progress: Any) -> None:
+    """Give all processes what only the main one knows: the log, and the last epoch that was better."""
+    progress.rows[:], progress.improved = broadcast_object_list([progress.rows, progress.improved])
+
+
 def late_for_all(is_late: bool) -> bool:
     """Whether time is up, by the main process' clock: all processes must stop at the same step."""
     return bool(broadcast_object_list([is_late])[0])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vcutils.config import Config
+from vcutils.runtime.accelerator import late_for_all
 from vcutils.runtime.checkpoints import (
     ANEW,
     STATE,
@@ -49,6 +50,14 @@ class Progress:
     best_epoch: int = 0
     improved: int = 0  # the last epoch that was strictly better: what patience counts from
     rows: list[dict] = dataclasses.field(default_factory=list)
+
+    def end_epoch(self, seconds: float) -> dict[str, Any]:
+        """The log's row of the epoch that has just ended, without its scores."""
+        self.epoch += 1
+        row = {"epoch": self.epoch, "train_loss": self.loss / self.words, "seconds": round(seconds, 2)}
+        row["words_per_second"] = round(self.words / seconds)
+        self.begin_epoch()
+        return row
 
     def begin_epoch(self) -> None:
         """Forget the part of an epoch."""
@@ -84,11 +93,14 @@ class Record:
         patience = self.config.train.patience
         return patience is not None and patience <= self.progress.epoch - self.progress.improved
 
-    @property
-    def is_late(self) -> bool:
-        """Whether max_minutes have run out."""
-        minutes = self.config.train.max_minutes
-        return minutes is not None and monotonic() - self.started > 60 * minutes
+    def end_step(self, *parts: Any) -> bool:
+        """Count an optimizer step, save `parts` (see save_last) when that is due; whether max_minutes have run out."""
+        settings = self.config.train
+        self.progress.step += 1
+        late = settings.max_minutes is not None and late_for_all(monotonic() - self.started > 60 * settings.max_minutes)
+        if late or self.progress.step % settings.checkpoint_every == 0:
+            self.save_last(*parts)
+        return late
 
     @contextmanager
     def writing(self) -> Iterator[None]:

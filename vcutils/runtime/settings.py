@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 
@@ -57,6 +59,17 @@ def from_dict(cls: Any, values: Any) -> Any:
     if unknown := sorted(set(values) - set(_fields(cls))):
         raise UserError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}; was it written by a newer version?")
     return cls(**values)
+
+
+def paths_from_env(names: tuple[str, ...], root: Path) -> dict[str, Path]:
+    """The folders that VCUTILS_DATA and VCUTILS_CORPUS name, relative ones below `root`; a corpus must exist."""
+    paths = {}
+    for name in names:
+        if text := os.environ.get(f"VCUTILS_{name.upper()}"):
+            paths[name] = (root / Path(text).expanduser()).resolve()
+            if name == "corpus" and not paths[name].is_dir():
+                raise UserError(f"VCUTILS_CORPUS: no folder {paths[name]}; relative paths count from {root}")
+    return paths
 
 
 def changed(config: Any, changes: str, presets: dict[str, dict[str, Any]]) -> Any:
