@@ -4,7 +4,7 @@
 # make matrix      the five notebooks with every profile on every kind of corpus, a line of a table each: about
 #                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
-# make lowest      the tests once more, on the lowest versions that requirements.txt allows of the pure-Python packages
+# make lowest      the tests once more, on the lowest versions that requirements.txt allows
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
 # make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile; notebook 04 shows
@@ -22,9 +22,11 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FROM ?= 1
 SOURCES := vcutils tests notebooks
+LESSON := $(patsubst %,vcutils/%.py,config corpus video features vocab dataset model decode train)
 export PYTHONUTF8 := 1
 
-PURE := timm accelerate nltk ipywidgets tqdm tyro jupyterlab jupytext nbconvert nbval pycocoevalcap codespell
+LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk ipywidgets jinja2 tqdm tyro jupyterlab jupytext nbconvert nbval \
+  pycocoevalcap codespell
 
 .PHONY: setup notebooks test matrix lint lowest audit bench lab outputs clean
 
@@ -60,13 +62,15 @@ matrix: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check vcutils tests
+	$(BIN)/ruff check --line-length 100 $(LESSON)
+	$(BIN)/ruff format --check --line-length 100 $(LESSON)
+	$(BIN)/ruff format --check tests vcutils/cli.py vcutils/*/
 	$(BIN)/mypy
-	$(BIN)/codespell vcutils tests notebooks README.md data/README.md Makefile
+	$(BIN)/codespell vcutils tests notebooks README.md docs data/README.md Makefile
 
 lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
-	for name in $(PURE); do sed -nE "s/^($$name)>=([0-9.]+).*/\1==\2/p" requirements.txt; done > $(VENV)-lowest/lowest.txt
+	for name in $(LOWEST); do sed -nE "s/^($$name)>=([0-9.]+).*/\1==\2/p" requirements.txt; done > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install -r requirements.txt -c $(VENV)-lowest/lowest.txt -e .
 	$(VENV)-lowest/bin/python -m pytest
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from vcutils.runtime.capture import VideoError, open_clip
+from vcutils.runtime.capture import VideoError, cv2, open_clip
 
 
 @dataclass(frozen=True)

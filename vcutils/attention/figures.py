@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
 from vcutils.attention.measures import check_alignment, entropy
+from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import replacing
 
 COLUMNS = 8  # frames per row of a film strip

@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from vcutils.attention.measures import check_alignment
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
-from vcutils.runtime.capture import VideoError
+from vcutils.runtime.capture import VideoError, cv2
 from vcutils.runtime.files import sweep_beside, write_text
 from vcutils.runtime.pictures import frames_at
 from vcutils.scores.runs import Run

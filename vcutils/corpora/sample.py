@@ -20,12 +20,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
 from vcutils.config import UserError
 from vcutils.corpus import SPLITS
+from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import read_json, replacing, write_text
 
 WIDTH, HEIGHT = 320, 240

@@ -5,7 +5,14 @@ from pathlib import Path
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # broken clips are reported by us, once, with their name
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-import cv2
+
+try:
+    import cv2
+except ImportError as error:  # opencv-python links libraries of a desktop
+    raise ImportError(
+        f"OpenCV cannot be loaded ({error}); on a machine without a desktop: pip uninstall opencv-python, then "
+        "pip install opencv-python-headless"
+    ) from error
 
 from vcutils.runtime.settings import UserError
 

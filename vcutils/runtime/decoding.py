@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from vcutils.runtime.capture import VideoError
+from vcutils.runtime.capture import VideoError, cv2
 from vcutils.runtime.machine import cpu_count
 from vcutils.runtime.pictures import check_first_frame
 from vcutils.video import Frames, sample_frames

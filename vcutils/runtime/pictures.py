@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from vcutils.runtime.capture import open_clip
+from vcutils.runtime.capture import cv2, open_clip
 from vcutils.video import Frames, decode_frames
 
 
