@@ -1,5 +1,6 @@
 """The command line: every verb as a server's script would call it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from vcutils.cli import main
+from vcutils.config import ModelConfig, TrainConfig
 
 VERBS = (
     "sample",
@@ -278,3 +280,72 @@ def test_exit_code_reaches_the_shell(repo, tmp_path):
     command = [sys.executable, "-m", "vcutils", "doctor", str(tmp_path / "nowhere")]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+
+
+BAD_NUMBERS = ("-1", "nan", "x", "")
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ModelConfig], ids=lambda kind: kind.__name__)
+def test_no_value_of_a_training_option_ends_in_a_traceback(call, make_corpus, tmp_path, kind):
+    root = make_corpus()
+    for field in dataclasses.fields(kind):
+        flag = f"--{field.name.replace('_', '-')}"
+        for value in (*BAD_NUMBERS, "0", "1000000000000"):
+            code, _, err = call("train", root, f"{flag}={value}", "--data", tmp_path / "data")
+            assert code == 2 and "Traceback" not in err, (flag, value)
+
+
+def test_no_huge_value_of_a_training_option_ends_in_a_traceback(call, tmp_path):
+    """With features at hand, so that a model is really built and trained for a step."""
+    root = tmp_path / "ready"
+    (root / "features" / "c3d").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in "abcdef":
+        np.save(root / "features" / "c3d" / f"{i}.npy", rng.normal(size=(4, 9)).astype(np.float32))
+    (root / "captions.txt").write_text("".join(f"{i} a cat sits\n{i} the cat runs\n" for i in "abcdef"))
+    ended = {}
+    for kind, size in ((TrainConfig, "1e12"), (ModelConfig, "1000000000000")):
+        for field in dataclasses.fields(kind):
+            small = ("epochs", "scst_epochs", "captions_per_clip", "num_workers", "max_minutes")
+            if field.name in small or ("float" not in str(field.type) and kind is TrainConfig):
+                continue
+            flags = ("--epochs=2", "--max-minutes=0.02", f"--{field.name.replace('_', '-')}={size}")
+            try:
+                code, _, err = call("train", root, "--data", tmp_path / "data", *flags)
+                assert code in (0, 2) and "Traceback" not in err
+            except Exception as error:
+                ended[field.name] = error
+    assert not ended
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("sample", ["--clips", "--seed"]),
+        ("extract", ["--num-frames", "--shard", "--engine", "--backbone"]),
+        ("vocab", ["--min-count"]),
+        ("train", ["--seeds", "--run", "--backbone"]),
+        ("ablate", ["--seeds", "--split"]),
+    ],
+)
+def test_no_value_of_a_corpus_verbs_options_ends_in_a_traceback(call, make_corpus, tmp_path, verb, flags):
+    first = [] if verb == "sample" else [make_corpus(), "--data", tmp_path / "data"]
+    for flag in flags:
+        for value in (*BAD_NUMBERS, "0"):
+            if (flag, value) in (("--seed", "0"), ("--backbone", "")):
+                continue  # nothing is wrong with these
+            code, _, err = call(verb, *first, f"{flag}={value}")
+            assert code == 2 and "Traceback" not in err, (flag, value)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "caption", "explore"])
+def test_no_value_of_a_runs_verbs_options_ends_in_a_traceback(call, tiny_run, tiny_corpus, tmp_path, verb):
+    clip = [] if verb == "evaluate" else [next(iter(tiny_corpus.clips.values()))]
+    out = ["--out", tmp_path / "page.html"] if verb == "explore" else []
+    for value in (*BAD_NUMBERS, "0", "1000000000000"):
+        code, _, err = call(verb, tiny_run, *clip, *out, f"--beam={value}")
+        assert code == 2 and "Traceback" not in err, value
+    for split in ("", "tests") if verb != "caption" else ():
+        check = ["--check"] if verb == "explore" else []
+        code, _, err = call(verb, tiny_run, *check, f"--split={split}")
+        assert code == 2 and "Traceback" not in err, split

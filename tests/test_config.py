@@ -73,6 +73,7 @@ BAD_SETTINGS = [
     (TrainConfig, "captions_per_clip", None),
     (TrainConfig, "lr", -1e-3),
     (TrainConfig, "lr", float("nan")),
+    (TrainConfig, "lr", float("inf")),
     (TrainConfig, "warmup_epochs", -1.0),
     (TrainConfig, "accumulation", 0),
     (TrainConfig, "accumulation", True),

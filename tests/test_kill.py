@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,10 @@ class Project:
             elif name.endswith("log.csv"):
                 rows = timeless(name, content)
                 assert rows == timeless(name, expected[name])[: len(rows)]
+            elif name.endswith("log.txt"):
+                assert all(
+                    re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*  \w", line) for line in content.decode().splitlines()
+                )
             else:
                 assert content == expected[name], name
 
@@ -205,7 +210,9 @@ class Project:
 
 
 def timeless(name, content):
-    """A file's content without the seconds that a run took."""
+    """A file's content without the seconds that a run took; the log tells all that happened, and when."""
+    if name.endswith("log.txt"):
+        return content is not None
     if content is not None and name.endswith("log.csv"):
         return [row[:-2] for row in csv.reader(io.StringIO(content.decode()))]
     if content is not None and name.endswith("resume.safetensors"):
@@ -349,7 +356,9 @@ def test_second_process_on_the_same_output_says_who_holds_it(project, stage, fol
     before = project.files()
     with holding(project.data / "mine" / folder, what):
         assert project(stage) == 2
-    assert f"process {os.getpid()} on" in project.said() and project.said().count("\n") == 1
+    *settings, message = project.said().splitlines()
+    assert f"process {os.getpid()} on" in message and message.startswith("vcutils: ")
+    assert [line.partition(":")[0] for line in settings] == (["train", "model"] if stage == "train" else [])
     assert project.files() == before
 
 

@@ -264,6 +264,11 @@ def test_fewer_frames_are_those_that_sampling_fewer_would_have_picked(length, co
     assert middle_frames(mask, count)[0].nonzero().flatten().tolist() == frame_indices(length, count)
 
 
+def test_more_frames_than_there_are_keep_every_frame():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert torch.equal(middle_frames(mask, 10**12), mask)
+
+
 def test_the_middle_of_sixteen_frames_in_four_parts_is_kept():
     """The first frame of each part (0, 4, 8, 12) would be another sample than the extraction's."""
     assert middle_frames(torch.ones(1, 16, dtype=torch.bool), 4)[0].nonzero().flatten().tolist() == [2, 6, 10, 14]

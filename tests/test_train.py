@@ -708,6 +708,26 @@ def test_guessing_pass_takes_no_gradient_from_the_learning_one(toy_data, toy_con
     assert reached[-1] == reached[0], "an epoch with guesses learns less of the model than one without"
 
 
+def test_guessing_pass_has_an_autocast_block_of_its_own(toy_data, toy_config, tmp_path, monkeypatch):
+    """What the test above sees broken on some versions of torch only: weights cast without gradients must go."""
+    config = toy_config(epochs=2, precision="bf16", scheduled_sampling=1.0)
+    trainer = Trainer(tmp_path / "run", config, toy_data, References, progress=False)
+    events = []
+
+    def noted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: (events.append(name), real(*args, **kwargs))[1])
+
+    noted(train, "sampled_inputs")
+    noted(train, "fast_loss")
+    noted(torch, "clear_autocast_cache")
+    trainer.fit()
+    guesses = [n for n, event in enumerate(events) if event == "sampled_inputs"]
+    assert len(guesses) == 2
+    for n in guesses:
+        assert "clear_autocast_cache" in events[n : events.index("fast_loss", n)]
+
+
 def test_batch_size_that_a_search_finds_does_not_change_the_seeds_result(toy_data, toy_config, tmp_path, monkeypatch):
     """The search builds models, which draws random numbers."""
     fit(tmp_path / "given", toy_config(epochs=2, batch_size=2), toy_data)

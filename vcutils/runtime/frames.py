@@ -31,7 +31,7 @@ def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config
 
 def middle_frames(mask: Tensor, count: int) -> Tensor:
     """The mask (B, T) with only the middle frame of each of `count` equal parts of a clip, as sampling picks them."""
-    lengths = mask.sum(dim=1, keepdim=True)
+    lengths, count = mask.sum(dim=1, keepdim=True), min(count, mask.shape[1])
     parts = lengths.clamp(max=count)  # (B, 1)
     part = torch.arange(count, device=mask.device)
     middle = (2 * part + 1) * lengths // (2 * parts)  # (B, count)

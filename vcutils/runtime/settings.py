@@ -114,7 +114,7 @@ def _objection(value: Any, option: Any) -> str:
         choices = typing.get_args(option)
         return "" if value in choices else f"one of {', '.join(choices)}"
     if option is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
         return "" if is_number else "a number"
     # Any other type is a path, or settings that were checked when they were made.
     return "" if option not in _IN_WORDS or type(value) is option else _IN_WORDS[option]
