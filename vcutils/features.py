@@ -71,10 +71,12 @@ def extract_corpus(
             return ledger.report
         backbone = load_backbone(config.backbone)
         made_by = {"backbone": backbone.name, "weights": backbone.weights}
-        name, show = f"{config.backbone} features", {"unit": "clip", "leave": False}
+        name, settings = f"{config.backbone} features", {"unit": "clip", "leave": False}
+        if not progress:  # else the environment's TQDM_DISABLE decides
+            settings["disable"] = True
         with (
             closing(features_of_clips(backbone, ledger.todo, config)) as steps,
-            tqdm(steps, name, len(ledger.todo), disable=not progress, **show) as bar,
+            tqdm(steps, name, len(ledger.todo), **settings) as bar,
         ):
             for video_id, frames, features in bar:
                 ledger.add(video_id, frames, features, made_by)

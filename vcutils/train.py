@@ -106,10 +106,10 @@ class Trainer:
         """
         record, batches = self.record, len(self.loader)
         begun = self.progress.epoch * batches + self.progress.batch
-        show = self.show and self.accelerator.is_main_process
+        hidden = {} if self.show and self.accelerator.is_main_process else {"disable": True}
         with record.writing(), tqdm(
             desc=f"train {record.run.name}", total=record.epochs * batches, initial=begun,
-            unit="batch", leave=False, disable=not show,
+            unit="batch", leave=False, **hidden,
         ) as bar:  # fmt: skip
             while not record.finished and self._epoch(bar):
                 row = self.history[-1]

@@ -142,7 +142,8 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
 
     shown = {scene.photo.file for clip in planned for scene in clip.scenes}
     pictures = {file: _read_photo(file) for file in shown}
-    for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, disable=None if progress else True):
+    hidden = {} if progress else {"disable": True}
+    for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, **hidden):
         _write_clip(clip, pictures, out / "videos" / clip.file)
     write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it marks the corpus as complete
     return out

@@ -187,7 +187,8 @@ def pack(folder: Path, progress: bool = True) -> Path:
         begin = 0
         with open(temporary, "wb") as file:
             file.seek(8 + room)
-            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", disable=not progress, leave=False):
+            hidden = {} if progress else {"disable": True}
+            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", leave=False, **hidden):
                 features = store[video_id]
                 name = "F16" if features.dtype == np.float16 else "F32"
                 offsets = [begin, begin + features.nbytes]
