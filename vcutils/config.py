@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcutils.runtime import settings
-from vcutils.runtime.settings import Amount, Beam, Checked, Count, Share, UserError, Whole
+from vcutils.runtime.settings import Amount, Beam, Checked, Count, Share, Size, UserError, Whole
 
 # A checkout keeps data/ beside the package; an installed wheel keeps it where the user works.
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -45,12 +45,10 @@ class VocabConfig(Checked):
 class ModelConfig(Checked):
     """Sizes and switches of the captioning model (notebook 03)."""
 
-    embed_dim: Count = 128  # E, word embedding
-    encoder_dim: Count = (
-        128  # of the encoder, per direction: a frame becomes 2 · encoder_dim numbers
-    )
-    decoder_dim: Count = 256  # H of the decoder
-    attention_dim: Count = 128  # A, where the decoder's query and the frames' keys are compared
+    embed_dim: Size = 128  # E, word embedding
+    encoder_dim: Size = 128  # of the LSTM, per direction: a frame becomes C = 2 · encoder_dim
+    decoder_dim: Size = 256  # H of the decoder
+    attention_dim: Size = 128  # A, where the decoder's query and the frames' keys are compared
     dropout: Share | None = None  # on frame projections, embeddings, and before the word logits
     attention: Literal["additive", "uniform"] = "additive"  # uniform = all frames weigh the same
     encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one
@@ -64,7 +62,7 @@ class TrainConfig(Checked):
 
     epochs: Whole | None = None  # an epoch shows each clip once, with captions_per_clip captions
     batch_size: Count | None = None  # clips per step; an upper bound with find_batch_size
-    find_batch_size: bool = False  # on CUDA: halve batch_size until a batch fits into memory
+    find_batch_size: bool = False  # on CUDA: lower batch_size until a batch fits into memory
     captions_per_clip: Count = 5  # K; a clip is encoded once for all of them
     lr: Amount | None = None  # peak learning rate of Adam
     weight_decay: Amount = 1e-5  # L2, small: dropout does most of the work

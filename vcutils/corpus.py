@@ -79,7 +79,8 @@ def open_corpus(
     clips = find_clips(root, problems)
     features = {p.name: p for p in sorted((root / "features").glob("*")) if p.is_dir()}
     if not clips and not features:
-        raise UserError(f"{root}: no clips in {VIDEO_DIRS[0]}/ and no features/<name>/*.npy")
+        where = " or ".join(VIDEO_DIRS)
+        raise UserError(f"{root}: no clips in {where}/ and no features/<name>/*.npy")
     if (root / "splits.json").is_file():
         own_splits = read_splits(root / "splits.json")
     corpus = Corpus(root, clips, captions, own_splits, features=features, problems=problems)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vcutils.config import DecodeConfig
+from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import clip_batches
 from vcutils.model import CaptionModel
 from vcutils.runtime.beams import search
@@ -110,6 +110,8 @@ def generate(
     memory = model.encode(features.to(device), frame_mask.to(device))
     lengths = frame_mask.sum(dim=1).tolist()
     beams = search(model.decoder, memory, lengths, START, END, NEVER, config)
+    if not all(beams):
+        raise UserError("the model's numbers are not finite; train again with a lower lr")
     model.train(was_training)
     return [[_hypothesis(vocabulary, *beam) for beam in clip] for clip in beams]
 

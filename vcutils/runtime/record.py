@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,13 @@ class Progress:
     best_epoch: int = 0
     improved: int = 0  # the last epoch that was strictly better: what patience counts from
     rows: list[dict] = dataclasses.field(default_factory=list)
+
+    def add(self, loss: float, words: int) -> None:
+        """Count a batch's loss per word. Raises UserError for one that is not finite: no weights would be any good."""
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of step {self.step + 1} is {loss}: train again with a lower learning rate (lr)")
+        self.loss += loss * words
+        self.words += words
 
     def end_epoch(self, seconds: float) -> dict[str, Any]:
         """The log's row of the epoch that has just ended, without its scores."""

@@ -26,6 +26,7 @@ class Between:
 
 
 Count = Annotated[int, Between(1)]
+Size = Annotated[int, Between(1, 65536)]
 Whole = Annotated[int, Between(0)]
 Amount = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
