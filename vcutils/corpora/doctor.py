@@ -1,56 +1,48 @@
 """What a person should know before hours are spent: what a corpus holds, what will fail, how long, what is missing."""
 
-import http.client
-import platform
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-import cv2
 import numpy as np
-import psutil
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor
 
 from vcutils.config import Config, UserError
-from vcutils.corpora.readers import EXCLUDE, msvd_split_of, read_excluded
+from vcutils.corpora.readers import EXCLUDE, exclude, msvd_split_of
 from vcutils.corpus import SPLITS, Corpus, Splits, make_splits
-from vcutils.dataset import Batch, CaptionData, collate
+from vcutils.dataset import CaptionData
 from vcutils.decode import captions_of, predict
 from vcutils.features import feature_folder
 from vcutils.runtime.backbones import PACKAGED, load_backbone, timm_model, torchvision_weights
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import Worker, unreadable_clips
 from vcutils.runtime.fast import fast_loss
-from vcutils.runtime.files import duration, write_text
-from vcutils.runtime.machine import cpu_count, pick_device
+from vcutils.runtime.files import duration
+from vcutils.runtime.machine import cpu_count, describe
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.coco import References, why_no_meteor
+from vcutils.scores.report import min_mean_max
 from vcutils.train import Trainer
 from vcutils.video import frame_indices
 from vcutils.vocab import PAD, build_vocabulary
 
-SAMPLE = 6  # clips that extraction is measured on
-SAMPLE_SECONDS = 10.0  # after which no further one is begun
-SAMPLE_FRAMES = 8  # of a clip that a processor's network is measured on
-TRIAL_STEPS, TRIAL_SECONDS = 5, 8.0  # of training; no further step is begun after so many seconds
-TRIAL_CLIPS = 32  # that are captioned and scored
-TRIAL_CAPTIONS = 50_000  # at most, that the trial's vocabulary is counted on
-TRIAL_WORDS = 12  # a trained model ends its captions, the trial's goes on until it is cut
-METEOR_SECONDS, METEOR_RATE = 10.0, 3000  # its start, references per second: rough, since it is not run here
-MSVD = {"train": 1200, "val": 100, "test": 670}
 GUESS = "it may be wrong by half"
+SAMPLE = 6  # clips that extraction is measured on
+SAMPLE_SECONDS = 8.0  # after which no further one is begun
+SAMPLE_FRAMES = 8  # of a clip that a processor's network is measured on
+TRIAL_STEPS = 4  # of training
+TRIAL_CLIPS = 32  # that are captioned and scored
+TRIAL_WORDS = 12  # a trained model ends its captions; the trial's goes on until it is cut
+METEOR_RATE = 600  # references per second, all five scorings of `evaluate`: rough, since it is not run here
 
 
 def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]:
-    """Counts, split, unreadable clips, a measured estimate of time and disk, and what this machine has.
+    """Counts, split, unreadable clips, estimates of time, disk and memory, and what this machine has.
 
     Returns a JSON-ready dict; `problems` lists everything that will be passed over, a line each, and what is missing.
     `fix` adds the clips that can be neither decoded nor read as features to data/<corpus>/exclude.txt, which all
@@ -75,21 +67,17 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
         "clips without captions": len(set(corpus.clips) - set(corpus.captions)),
         "captions without clips": len(set(corpus.captions) - set(usable)),
         "captions": sum(counts),
-        "captions per clip": {
-            "min": min(counts),
-            "mean": round(sum(counts) / len(counts), 1),
-            "max": max(counts),
-        },
+        "captions per clip": min_mean_max(counts),
         "split": split,
         "unreadable clips": sorted(unreadable),
         f"left out by {EXCLUDE}": corpus.excluded,
+        **check_msvd(corpus, problems),
+        "estimate": None,
     }
-    report |= check_msvd(corpus, problems)
-    report["estimate"] = None
     folder, store = feature_folder(corpus, config.artifacts, config.extract), None
     try:
         if folder in corpus.features.values():
-            report["weights"] = f"not needed: the corpus brings its own features, features/{folder.name}"
+            report["weights"] = f"not needed: the corpus brings its own features, {folder.name}"
             store = FeatureStore(folder)
         else:
             state, report["weights"] = find_weights(config.extract.backbone)
@@ -98,50 +86,39 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
             readable = [path for i, path in corpus.clips.items() if i not in unreadable]
             report["estimate"] = guess = estimate(corpus, config, readable, pretrained=state == "here")
             if guess:
-                store = _MadeFeatures(corpus.usable, guess["frames per clip"], guess["numbers per frame"])
+                store = _MadeFeatures(usable, guess["frames per clip"], guess["numbers per frame"])
         if splits and store:
             report |= rehearse(corpus, config, splits, store)
-    except (
-        UserError
-    ) as error:  # an unknown backbone, broken features, captions without words, a batch that is too large
+    except UserError as error:  # an unknown backbone, captions without words, a batch that does not fit
         problems.append(str(error))
     free = _free(config.artifacts)
     report["free disk, MB"] = round(free / 1e6)
     if report["estimate"] and report["estimate"]["disk for features, MB"] * 1e6 > free:
         problems.append(f"{config.artifacts}: the disk has no room for the features; make some, or move it with --data")
-    report["machine"] = _machine()
+    report["machine"] = describe()
     report["METEOR"] = why_no_meteor() or "available"
     if fix:
-        report["written"] = _exclude(corpus, unreadable, config.artifacts / EXCLUDE)
+        ready = {path.stem for folder in corpus.features.values() for path in folder.glob("*.npy")}
+        report["written"] = exclude(config.artifacts / EXCLUDE, {i: unreadable[i] for i in {*unreadable} - ready})
     return report | {"problems": problems}
 
 
 def check_msvd(corpus: Corpus, problems: list[str]) -> dict[str, Any]:
-    """Whether this is all of MSVD, and which clips are missing or of another origin; {} for any other corpus.
-
-    A small part of MSVD, taken on purpose, is no problem.
-    """
+    """How much of MSVD this is, and which clips are missing; {} for another corpus. A small part is no problem."""
     usable = corpus.usable
-    split_of = msvd_split_of([*usable, *corpus.clips, *corpus.captions, *corpus.excluded])
-    present, total = [i for i in usable if split_of[i]], sum(MSVD.values())
-    if 2 * len(present) <= len(usable):
+    split_of = msvd_split_of([*usable, *corpus.captions, *corpus.clips, *corpus.excluded])
+    present, others = [i for i in usable if split_of[i]], [i for i in usable if not split_of[i]]
+    if len(present) <= len(others):
         return {}
-    report: dict[str, Any] = {}
-    if others := [i for i in usable if not split_of[i]]:
-        report["MSVD, clips of another origin"] = others
-        if corpus.own_splits is None:
-            problems.append(f"MSVD: {len(others)} clip(s) are not its own, such as {others[0]}: no official split")
-    if len(present) == total:
-        return {"MSVD": "complete, 1,970 clips, 1,200 / 100 / 670"} | report
+    if others and corpus.own_splits is None:
+        problems.append(f"MSVD: {len(others)} clip(s) are not its own, such as {others[0]}: no official split")
     counts = " / ".join(f"{sum(split_of[i] == split for i in present):,}" for split in SPLITS)
-    missing = sorted(i for i, split in split_of.items() if split and i not in set(present))
-    if unnamed := total - len(present) - len(missing):
-        missing.append(f"{unnamed} whose ids are nowhere in this corpus")
-    if 2 * len(present) > total:
-        lost = f"{total - len(present)} of {total:,} clips are missing"
-        problems.append(f"MSVD: {lost}: scores cannot be compared with published ones")
-    text = f"{len(present):,} of {total:,} clips, {counts} of 1,200 / 100 / 670"
-    return {"MSVD": text, "MSVD, missing": missing} | report
+    report: dict[str, Any] = {"MSVD": f"{len(present):,} of 1,970 clips, {counts} of 1,200 / 100 / 670"}
+    if lost := 1970 - len(present):
+        report["MSVD, missing"] = sorted({i for i, split in split_of.items() if split} - {*present})
+        if lost < len(present):
+            problems.append(f"MSVD: {lost} of 1,970 clips are missing: do not compare scores with published ones")
+    return report
 
 
 def find_weights(backbone: str) -> tuple[str, str]:
@@ -156,64 +133,50 @@ def find_weights(backbone: str) -> tuple[str, str]:
         import timm
 
         about: Any = timm.get_pretrained_cfg(timm_model(backbone))
-        name, repository = about.hf_hub_filename or "model.safetensors", about.hf_hub_id
-        url = huggingface_hub.hf_hub_url(repository, name)
-        cache, cached = "the cache of Hugging Face", huggingface_hub.try_to_load_from_cache(repository, name)
+        file = about.hf_hub_id, about.hf_hub_filename or "model.safetensors"
+        url, cached = huggingface_hub.hf_hub_url(*file), huggingface_hub.try_to_load_from_cache(*file)
+        cache = huggingface_hub.constants.HF_HUB_CACHE
     else:
-        url = torchvision_weights(backbone).url
-        cache = f"{torch.hub.get_dir()}/checkpoints"
-        cached = f"{cache}/{Path(urlparse(url).path).name}"
+        url, cache = torchvision_weights(backbone).url, f"{torch.hub.get_dir()}/checkpoints"
+        cached = f"{cache}/{Path(url).name}"
     if isinstance(cached, str) and Path(cached).is_file():
         return "here", f"{backbone}: in the cache, {cached} ({Path(cached).stat().st_size / 1e6:,.0f} MB)"
-    if size := _size(url):
-        return "on the network", f"{backbone}: to be downloaded, {size / 1e6:,.0f} MB from {urlparse(url).netloc}"
-    return "missing", (
-        f"{backbone}: its pretrained weights are not on this machine, and {urlparse(url).netloc} does not give them; "
-        f"connect it to the network once, copy {url} into {cache}, or take {PACKAGED}, which needs no download"
-    )
-
-
-def _size(url: str) -> int | None:
-    """Bytes of a file on the network; None where it cannot be had."""
     try:
         with urlopen(Request(url, method="HEAD"), timeout=3.0) as reply:
-            return int(reply.headers.get("Content-Length") or 0)
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
+            megabytes = int(reply.headers["Content-Length"] or 0) / 1e6
+        return "on the network", f"{backbone}: to be downloaded, {megabytes:,.0f} MB from {url}"
+    except (OSError, ValueError) as error:
+        return "missing", (
+            f"{backbone}: its pretrained weights cannot be had ({error}). Connect this machine to the network once, "
+            f"copy {url} into {cache}, or take {PACKAGED}, which needs no download"
+        )
 
 
 def estimate(corpus: Corpus, config: Config, clips: list[Path], pretrained: bool = True) -> dict[str, Any] | None:
-    """Time and disk that the extraction of a corpus will take, from a few of its readable clips of every size.
+    """Time and disk of a corpus' extraction, from a few readable clips of every size; None for no clips.
 
-    `pretrained=False` measures the same network without its weights. None when there is nothing to extract. Raises
-    UserError when the backbone cannot be had.
+    `pretrained=False` measures the same network without its weights. Raises UserError for one that cannot be had.
     """
-    if not clips:
-        return None
     by_size = sorted(clips, key=lambda path: path.stat().st_size)
     chosen = [by_size[i] for i in frame_indices(len(by_size), SAMPLE)]
     backbone = load_backbone(config.extract.backbone, pretrained=pretrained)
-    worker = Worker(config.extract.num_frames, backbone.resize, config.extract.patience)
     cores = config.extract.workers or cpu_count()
     begun, seconds, counts, dim = monotonic(), [], [], 0
-    with closing(worker):
-        for path in (chosen[0], *chosen):  # the first one twice: what is only slow at first does not count
-            started = monotonic()
-            try:
+    with closing(Worker(config.extract.num_frames, backbone.resize, config.extract.patience)) as worker:
+        for path in (*chosen[:1], *chosen):  # the first one twice: what is only slow at first does not count
+            with suppress(VideoError):  # beyond its first frame, extraction will tell
+                started = monotonic()
                 images = worker(path).images
-            except VideoError:  # beyond its first frame, extraction will tell
-                continue
-            decoded = monotonic()
-            few = images if backbone.device.type == "cuda" else images[:SAMPLE_FRAMES]  # a GPU wants full batches
-            dim = backbone(np.stack(few)).shape[1]
-            counts.append(len(images))
-            seconds.append((decoded - started) / cores + (monotonic() - decoded) * len(images) / len(few))
+                decoded = monotonic()
+                few = images if backbone.device.type == "cuda" else images[:SAMPLE_FRAMES]  # a GPU wants full batches
+                dim = backbone(np.stack(few)).shape[1]
+                counts.append(len(images))
+                seconds.append((decoded - started) / cores + (monotonic() - decoded) * len(images) / len(few))
             if monotonic() - begun > SAMPLE_SECONDS:
                 break
-    if len(seconds) > 1:
-        del seconds[0], counts[0]
     if not seconds:
         return None
+    seconds, counts = seconds[1:] or seconds, counts[1:] or counts
     return {
         "measured on": f"{len(seconds)} of {len(clips)} clips ({GUESS})",
         "backbone": backbone.name,
@@ -229,146 +192,68 @@ class _MadeFeatures(FeatureStore):
 
     def __init__(self, ids: list[str], frames: int, dim: int) -> None:
         self.ids, self.dim, self.folder = set(ids), dim, Path("made features")
-        self.features = np.random.default_rng(0).random((frames, dim), dtype=np.float32)
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        return self.features
+        self._cache = dict.fromkeys(ids, np.random.default_rng(0).random((frames, dim), dtype=np.float32))
 
 
-def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore) -> dict[str, Any]:
+def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore) -> dict[str, str]:
     """Memory and time of training and evaluation, from a few steps with the settings' own sizes on this machine.
 
     Raises UserError for captions without words, missing features, and a batch that does not fit.
     """
     splits = {name: [i for i in ids if i in store.ids] for name, ids in splits.items()}
-    if empty := [name for name, ids in splits.items() if not ids]:
-        raise UserError(f"{store.folder}: no features for any {empty[0]} clip")
-    captions, train = corpus.captions, splits["train"]
-    enough = 1 + TRIAL_CAPTIONS * len(train) // sum(len(captions[i]) for i in train)
-    vocabulary = build_vocabulary(captions, train[:enough], config.vocab.min_count)
-    few = {name: splits[name][:TRIAL_CLIPS] for name in ("val", "test")}
-    data = CaptionData(corpus.root, store, captions, {"train": train, **few}, vocabulary)
+    if not all(splits.values()):
+        raise UserError(f"{store.folder}: a split has no clip with features; extract them")
+    captions, train, test = corpus.captions, splits["train"], splits["test"]
+    vocabulary = build_vocabulary(captions, train, config.vocab.min_count)
+    few = {"train": train, "val": splits["val"][:TRIAL_CLIPS], "test": test[:TRIAL_CLIPS]}
+    data = CaptionData(corpus.root, store, captions, few, vocabulary)
     decode = replace(config.decode, max_length=min(TRIAL_WORDS, config.decode.max_length))
     config = replace(config, decode=decode, train=replace(config.train, scst_epochs=0))
     trainer = Trainer(config.artifacts / "runs" / "trial", config, data, References, progress=False)
-    memory = _memory(trainer)
+    memory = f"a batch of {min(trainer.batch_size, len(train))} clips"
     try:
         step = _step_seconds(trainer)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"training: a batch does not fit into memory; {memory}; lower batch_size") from error
+    except RuntimeError as error:  # torch's, of a GPU's memory and of a processor's
+        raise UserError(f"training: {memory} does not fit into memory; lower batch_size") from error
     started = monotonic()
     trainer.validate()
-    validation = (monotonic() - started) * len(splits["val"]) / len(few["val"])
-    settings, started = trainer.settings, monotonic()
+    validated = monotonic()
     for _ in range(2):  # with their own features, and with other clips'
-        said = captions_of(predict(trainer.model, vocabulary, store, few["test"], decode))
+        hypotheses = predict(trainer.model, vocabulary, store, few["test"], decode)
     references = References({i: captions[i] for i in few["test"]})
     for _ in range(4):  # the model and the baselines
-        references.score(said, ("Bleu", "ROUGE_L", "CIDEr"))
-    test = (monotonic() - started) * len(splits["test"]) / len(few["test"])
+        references.score(captions_of(hypotheses), ("Bleu", "ROUGE_L", "CIDEr"))
+    evaluation = (monotonic() - validated) * len(test) / len(few["test"])
     if why_no_meteor() is None:
-        test += METEOR_SECONDS + 5 * sum(len(captions[i]) for i in splits["test"]) / METEOR_RATE
-    epoch = step * len(trainer.loader) + validation
-    limit = 60 * settings.max_minutes if settings.max_minutes else float("inf")
+        evaluation += 10 + sum(len(captions[i]) for i in test) / METEOR_RATE
+    epoch = step * len(trainer.loader) + (validated - started) * len(splits["val"]) / len(few["val"])
+    epochs, minutes = trainer.settings.epochs, trainer.settings.max_minutes or float("inf")
+    in_all = duration(min(60 * minutes, epochs * epoch))
+    if torch.cuda.is_available():
+        memory += f", {torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU's"
     return {
-        "memory": memory,
-        "training": {
-            "epochs": settings.epochs,
-            "time per epoch": duration(epoch),
-            "time in all, at most": duration(min(limit, settings.epochs * epoch)),
-            "measured on": f"a few batches of {trainer.batch_size} clips ({GUESS})",
-        },
-        "evaluation": {
-            "test clips": len(splits["test"]),
-            "time": duration(test),
-            "measured on": f"{len(few['test'])} clips, beam {decode.beam_size} ({GUESS})",
-        },
+        "memory": f"{memory}: fits, tried out",
+        "training": f"{epochs} epochs of {duration(epoch)}, at most {in_all} in all, from a few steps ({GUESS})",
+        "evaluation": f"{duration(evaluation)} for {len(test)} test clips, from {len(few['test'])} of them ({GUESS})",
     }
 
 
-def _loss(trainer: Trainer, batch: Batch) -> Tensor:
-    with trainer.accelerator.autocast():
-        return fast_loss(trainer.network, batch, PAD, trainer.settings.label_smoothing)
-
-
-def _memory(trainer: Trainer) -> str:
-    """What training needs of the memory there is. Raises UserError when a batch does not fit."""
-    device, dataset = trainer.accelerator.device, trainer.dataset
-    size = min(trainer.batch_size, len(dataset))
-    few = min(4, size)
-    kept: dict[int, int] = {}  # what the forward pass keeps for the backward pass: bytes by address
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    batch = send_to_device(collate([dataset[position] for position in range(few)]), device)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _loss(trainer, batch)  # held until the addresses are counted
-    weights = {parameter.untyped_storage().data_ptr(): parameter.nbytes for parameter in trainer.model.parameters()}
-    # The program, with the features it keeps on a processor; weights, gradients and Adam's two means; the backward pass
-    # needs as much again as was kept for it.
-    needed = 0.6e9 if device.type == "cuda" else 1.7e9
-    needed += 4 * sum(weights.values()) + 2 * sum(b for a, b in kept.items() if a not in weights) * size / few
-    del loss
-    has = _memory_bytes(device)
-    text = f"a batch of {size} clips needs about {needed / 1e9:.1f} of {has / 1e9:.1f} GB"
-    if needed > 0.95 * has:
-        raise UserError(f"training: a batch does not fit into memory; {text}; lower batch_size or captions_per_clip")
-    return f"{text}, computed from {few} clips"
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
-
-
 def _step_seconds(trainer: Trainer) -> float:
-    """Seconds of a training step, the median of a few."""
-    trainer.network.train()
+    """Seconds of a training step: the median of a few, since the first one is slow."""
     seconds: list[float] = []
     started = monotonic()
+    trainer.network.train()
     for batch in islice(chain.from_iterable(repeat(trainer.loader)), TRIAL_STEPS):
-        loss = _loss(trainer, batch)
+        with trainer.accelerator.autocast():
+            loss = fast_loss(trainer.network, batch, PAD, trainer.settings.label_smoothing)
         trainer.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         float(loss.detach())  # waits for a GPU
-        seconds.append(monotonic() - started)
-        if sum(seconds) > TRIAL_SECONDS:
-            break
-        started = monotonic()
+        seconds.append(monotonic() - started - sum(seconds))
     return float(np.median(seconds))
 
 
 def _free(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be."""
     return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-
-
-def _machine() -> dict[str, str]:
-    device = pick_device()
-    gpu = device.type
-    if gpu == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        gpu = f"{about.name}, {about.total_memory / 1e9:.0f} GB"
-    return {
-        "GPU": "none" if gpu == "cpu" else gpu,
-        "cores": str(cpu_count()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "opencv": cv2.__version__,
-    }
-
-
-def _exclude(corpus: Corpus, unreadable: dict[str, str], path: Path) -> str:
-    """Add the unreadable clips that bring no features to the list; what stands in it already is kept."""
-    known = read_excluded(path)
-    ready = {p.stem for folder in corpus.features.values() for p in folder.glob("*.npy")}
-    new = {i: " ".join(reason.split()) for i, reason in sorted(unreadable.items()) if i not in ready}
-    if not new:
-        return f"nothing, no clip needs to be left out beyond the {len(known)} of {path}"
-    before = path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n" if known else ""
-    write_text(path, before + "".join(f"# {reason}\n{i}\n" for i, reason in new.items()))
-    return f"{path}: {len(new)} clip(s) more to leave out; delete a line to take its clip in again"

@@ -16,7 +16,7 @@ from vcutils.config import UserError
 from vcutils.corpus import SPLITS, Captions, Corpus, Splits, caption_lines
 from vcutils.corpus import open_corpus as open_folder
 from vcutils.runtime.checks import checked_splits, collect_captions, existing_folder
-from vcutils.runtime.files import read_json, reading
+from vcutils.runtime.files import read_json, reading, write_text
 
 CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json")
 NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
@@ -65,6 +65,17 @@ def read_excluded(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); write one id per line") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("# ")]
+
+
+def exclude(path: Path, reasons: dict[str, str]) -> str:
+    """Add ids, each with its reason, to an exclude.txt; what stands in it stays. Returns what was done, in words."""
+    known = read_excluded(path)
+    if not reasons:
+        return f"nothing, no clip needs to be left out beyond the {len(known)} of {path}"
+    before = path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n" if known else ""
+    rows = [f"# {' '.join(reason.split())}\n{i}\n" for i, reason in sorted(reasons.items())]
+    write_text(path, before + "".join(rows))
+    return f"{path}: {len(rows)} clip(s) more to leave out; delete a line to take its clip in again"
 
 
 def find_caption_file(root: Path) -> Path:

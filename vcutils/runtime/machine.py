@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,17 @@ def precision_for(setting: str, device: Any) -> str:
     if device.type != "cuda":
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def describe() -> dict[str, str]:
+    """The GPU with its memory, the cores, and versions."""
+    import torch
+
+    from vcutils.runtime.capture import cv2
+
+    gpu = pick_device().type
+    if gpu == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        gpu = f"{about.name}, {about.total_memory / 1e9:.0f} GB"
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__}
+    return {"GPU": "none" if gpu == "cpu" else gpu, "cores": str(cpu_count()), **versions}
