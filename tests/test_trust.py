@@ -102,10 +102,12 @@ def test_deletion_hides_a_share_and_never_everything(toy_run, captions, monkeypa
 
     monkeypatch.setattr(trust, "teacher_forced", count)
     drops = trust.deletion(run, captions(run), share=0.9, draws=2)
-    assert len(drops) == len(lengths) == sum(len(h.words) for h in captions(run).values())
-    assert all(rest == [1] * 4 for _, *rest in lengths)
+    words = [len(h.words) for h in captions(run).values()]
+    assert len(drops) == sum(words) and len(lengths) == len(words)
+    assert [rest for _, *rest in lengths] == [[1] * 4 * count for count in words]
     trust.deletion(run, captions(run), share=0.01, draws=2)
-    assert all(rest == [full - 1] * 4 for full, *rest in lengths[len(drops) :])
+    again = zip(lengths[len(words) :], words, strict=True)
+    assert all(rest == [full - 1] * 4 * count for (full, *rest), count in again)
 
 
 def test_interval_holds_the_mean_and_is_wider_when_words_of_a_clip_agree():
