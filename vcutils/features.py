@@ -19,7 +19,7 @@ from vcutils.corpus import Corpus
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.decoding import Worker
 from vcutils.runtime.ledger import Ledger, Report
-from vcutils.runtime.machine import cpu_count
+from vcutils.runtime.machine import cpu_count, is_quiet
 from vcutils.runtime.pipeline import features_of_clips
 from vcutils.video import Frames
 
@@ -72,11 +72,9 @@ def extract_corpus(
         backbone = load_backbone(config.backbone)
         made_by = {"backbone": backbone.name, "weights": backbone.weights}
         name, settings = f"{config.backbone} features", {"unit": "clip", "leave": False}
-        if not progress:  # else the environment's TQDM_DISABLE decides
-            settings["disable"] = True
         with (
             closing(features_of_clips(backbone, ledger.todo, config)) as steps,
-            tqdm(steps, name, len(ledger.todo), **settings) as bar,
+            tqdm(steps, name, len(ledger.todo), disable=is_quiet(progress), **settings) as bar,
         ):
             for video_id, frames, features in bar:
                 ledger.add(video_id, frames, features, made_by)

@@ -30,6 +30,7 @@ from vcutils.decode import captions_of, predict
 from vcutils.model import CaptionModel
 from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining, share
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
+from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.record import Record
 from vcutils.runtime.self_critical import check_samples, sampled_batch
 from vcutils.vocab import PAD, START
@@ -106,10 +107,10 @@ class Trainer:
         """
         record, batches = self.record, len(self.loader)
         begun = self.progress.epoch * batches + self.progress.batch
-        hidden = {} if self.show and self.accelerator.is_main_process else {"disable": True}
+        quiet = is_quiet(self.show and self.accelerator.is_main_process)
         with record.writing(), tqdm(
             desc=f"train {record.run.name}", total=record.epochs * batches, initial=begun,
-            unit="batch", leave=False, **hidden,
+            unit="batch", leave=False, disable=quiet,
         ) as bar:  # fmt: skip
             while not record.finished and self._epoch(bar):
                 row = self.history[-1]

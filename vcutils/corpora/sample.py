@@ -27,6 +27,7 @@ from vcutils.config import UserError
 from vcutils.corpus import SPLITS
 from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import read_json, replacing, write_text
+from vcutils.runtime.machine import is_quiet
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8
@@ -142,8 +143,7 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
 
     shown = {scene.photo.file for clip in planned for scene in clip.scenes}
     pictures = {file: _read_photo(file) for file in shown}
-    hidden = {} if progress else {"disable": True}
-    for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, **hidden):
+    for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, disable=is_quiet(progress)):
         _write_clip(clip, pictures, out / "videos" / clip.file)
     write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it marks the corpus as complete
     return out

@@ -39,6 +39,11 @@ def _read(path: Path) -> str:
         return ""
 
 
+def is_quiet(progress: bool) -> bool:
+    """Whether progress bars are off: not asked for, or TQDM_DISABLE is set (notebooks' bars ignore it by themselves)."""
+    return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+
+
 def pick_device() -> Any:
     """The torch.device to compute on: CUDA when there is one, Apple's mps next, else the CPU."""
     import torch

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from vcutils.runtime.files import holding, reading, replacing, write_text
+from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.settings import UserError
 
 MANIFEST = "manifest.jsonl"
@@ -187,8 +188,7 @@ def pack(folder: Path, progress: bool = True) -> Path:
         begin = 0
         with open(temporary, "wb") as file:
             file.seek(8 + room)
-            hidden = {} if progress else {"disable": True}
-            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", leave=False, **hidden):
+            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", leave=False, disable=is_quiet(progress)):
                 features = store[video_id]
                 name = "F16" if features.dtype == np.float16 else "F32"
                 offsets = [begin, begin + features.nbytes]
