@@ -40,7 +40,7 @@ def _read(path: Path) -> str:
 
 
 def is_quiet(progress: bool) -> bool:
-    """Whether progress bars are off: not asked for, or TQDM_DISABLE is set (notebooks' bars ignore it by themselves)."""
+    """Whether progress bars are off: not asked for, or TQDM_DISABLE is set, which notebooks' bars ignore."""
     return not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
