@@ -26,6 +26,18 @@ VERBS = (
 
 
 @pytest.fixture
+def ready_corpus(tmp_path):
+    """Six clips with two captions each, as features alone."""
+    root = tmp_path / "ready"
+    (root / "features" / "c3d").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in "abcdef":
+        np.save(root / "features" / "c3d" / f"{i}.npy", rng.normal(size=(4, 9)).astype(np.float32))
+    (root / "captions.txt").write_text("".join(f"{i} a cat sits\n{i} the cat runs\n" for i in "abcdef"))
+    return root
+
+
+@pytest.fixture
 def call(capfd, monkeypatch):
     """Function: run the command line with the tiny profile; (exit code, stdout, stderr)."""
     monkeypatch.setenv("VCUTILS_PROFILE", "tiny")
@@ -242,14 +254,8 @@ def test_train_before_extract_says_what_to_run(call, make_corpus, tmp_path):
     assert code == 2 and "extract" in err
 
 
-def test_corpus_that_brings_features_trains_on_them(call, tmp_path):
-    root = tmp_path / "ready"
-    (root / "features" / "c3d").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in "abcdef":
-        np.save(root / "features" / "c3d" / f"{i}.npy", rng.normal(size=(4, 9)).astype(np.float32))
-    (root / "captions.txt").write_text("".join(f"{i} a cat sits\n{i} the cat runs\n" for i in "abcdef"))
-    code, out, _ = call("train", root, "--epochs", "1", "--seeds", "2", "--data", tmp_path / "data", "--json")
+def test_corpus_that_brings_features_trains_on_them(call, ready_corpus, tmp_path):
+    code, out, _ = call("train", ready_corpus, "--epochs", "1", "--seeds", "2", "--data", tmp_path / "data", "--json")
     run = tmp_path / "data" / "ready" / "runs" / "default"
     assert [row["run"].replace("\\", "/").rsplit("/", 1)[1] for row in json.loads(out)["runs"]] == [
         "default",
@@ -258,7 +264,7 @@ def test_corpus_that_brings_features_trains_on_them(call, tmp_path):
     assert code == 0 and json.loads((run / "config.json").read_text())["features"].endswith("c3d")
     code, out, _ = call("evaluate", run, "--beam", "1", "--json")
     assert code == 0 and json.loads(out)["protocol"]["seeds"] == [0, 1]
-    code, _, err = call("extract", root, "--data", tmp_path / "data")
+    code, _, err = call("extract", ready_corpus, "--data", tmp_path / "data")
     assert code == 2 and "nothing to extract" in err
     code, _, err = call("caption", run, tmp_path / "any.mp4")
     assert code == 2 and "c3d" in err, "no backbone of that name can be loaded for a new clip"
@@ -295,14 +301,8 @@ def test_no_value_of_a_training_option_ends_in_a_traceback(call, make_corpus, tm
             assert code == 2 and "Traceback" not in err, (flag, value)
 
 
-def test_no_huge_value_of_a_training_option_ends_in_a_traceback(call, tmp_path):
+def test_no_huge_value_of_a_training_option_ends_in_a_traceback(call, ready_corpus, tmp_path):
     """With features at hand, so that a model is really built and trained for a step."""
-    root = tmp_path / "ready"
-    (root / "features" / "c3d").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in "abcdef":
-        np.save(root / "features" / "c3d" / f"{i}.npy", rng.normal(size=(4, 9)).astype(np.float32))
-    (root / "captions.txt").write_text("".join(f"{i} a cat sits\n{i} the cat runs\n" for i in "abcdef"))
     ended = {}
     for kind, size in ((TrainConfig, "1e12"), (ModelConfig, "1000000000000")):
         for field in dataclasses.fields(kind):
@@ -311,7 +311,7 @@ def test_no_huge_value_of_a_training_option_ends_in_a_traceback(call, tmp_path):
                 continue
             flags = ("--epochs=2", "--max-minutes=0.02", f"--{field.name.replace('_', '-')}={size}")
             try:
-                code, _, err = call("train", root, "--data", tmp_path / "data", *flags)
+                code, _, err = call("train", ready_corpus, "--data", tmp_path / "data", *flags)
                 assert code in (0, 2) and "Traceback" not in err
             except Exception as error:
                 ended[field.name] = error

@@ -18,7 +18,7 @@ from vcutils.corpus import SPLITS, Corpus, Splits, make_splits
 from vcutils.dataset import CaptionData
 from vcutils.decode import captions_of, predict
 from vcutils.features import feature_folder
-from vcutils.runtime.backbones import PACKAGED, load_backbone, timm_model, torchvision_weights
+from vcutils.runtime.backbones import PACKAGED, load_backbone, no_weights, timm_model, torchvision_weights
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import Worker, unreadable_clips
 from vcutils.runtime.fast import fast_loss
@@ -146,10 +146,7 @@ def find_weights(backbone: str) -> tuple[str, str]:
             megabytes = int(reply.headers["Content-Length"] or 0) / 1e6
         return "on the network", f"{backbone}: to be downloaded, {megabytes:,.0f} MB from {url}"
     except (OSError, ValueError) as error:
-        return "missing", (
-            f"{backbone}: its pretrained weights cannot be had ({error}). Connect this machine to the network once, "
-            f"copy {url} into {cache}, or take {PACKAGED}, which needs no download"
-        )
+        return "missing", no_weights(backbone, error, url, cache)
 
 
 def estimate(corpus: Corpus, config: Config, clips: list[Path], pretrained: bool = True) -> dict[str, Any] | None:

@@ -76,14 +76,19 @@ def load_backbone(name: str, device: torch.device | None = None, pretrained: boo
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         if not name.startswith("timm/"):
             cache = f"{torch.hub.get_dir()}/checkpoints"
-        raise BackboneError(
-            f"backbone {name}: its pretrained weights cannot be had ({reason}). Connect this machine to the network "
-            f"once, copy the weights into {cache}, or take {PACKAGED}, which needs no download"
-        ) from error
+        raise BackboneError(f"backbone {no_weights(name, reason, 'the weights', cache)}") from error
     device = device or pick_device()
     model = _fold_norms(model.eval().requires_grad_(False), torch.rand(1, 3, *resize.crop))
     model = model.to(device).to(memory_format=torch.channels_last)
     return Backbone(name, weights, model, resize, mean, std, device)
+
+
+def no_weights(name: str, reason: object, files: str, cache: object) -> str:
+    """Why a backbone's weights cannot be had, and what to do: get `files` into the folder `cache`."""
+    return (
+        f"{name}: its pretrained weights cannot be had ({reason}). Connect this machine to the network once, "
+        f"copy {files} into {cache}, or take {PACKAGED}, which needs no download"
+    )
 
 
 def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
