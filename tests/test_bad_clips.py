@@ -22,8 +22,7 @@ from vcutils.config import ExtractConfig
 from vcutils.corpora import open_corpus
 from vcutils.features import extract_corpus
 from vcutils.runtime.capture import VideoError
-from vcutils.runtime.decoding import Resize, Worker, decode_clips, unreadable_clips
-from vcutils.runtime.pictures import frames_at
+from vcutils.runtime.decoding import Resize, Worker, decode_clips, frames_at, unreadable_clips
 from vcutils.runtime.store import read_manifest
 from vcutils.video import frame_indices, sample_frames
 

@@ -276,7 +276,7 @@ def test_held_folder_is_refused_with_who_holds_it_and_taken_over_from_a_killed_p
 
 def test_killed_process_leaves_nothing_behind_after_the_next_run(tmp_path):
     (tmp_path / "last").mkdir()
-    for name in (".tmp-abc", "last/.tmp-def.safetensors"):
+    for name in (".tmp-abc", ".lock-.tmp-abc", "last/.tmp-def.safetensors", "last/.lock-.tmp-def.safetensors"):
         (tmp_path / name).write_bytes(b"half")
     with replacing(tmp_path / "last" / "mine") as temporary:
         temporary.write_bytes(b"half")

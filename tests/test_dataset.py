@@ -140,9 +140,8 @@ def test_shuffled_features_come_from_another_clip(dataset, toy_data):
         assert all(" ".join(toy_data.vocabulary.decode(c)) in toy_data.captions[video_id] for c in captions)
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_store_gives_what_was_written(toy_data, cache):
-    store = FeatureStore(toy_data.store.folder, cache=cache)
+def test_store_gives_what_was_written(toy_data):
+    store = FeatureStore(toy_data.store.folder)
     assert len(store.ids) == 16 and store.dim == 8
     assert np.array_equal(store["c03"], np.load(store.folder / "c03.npy"))
     assert np.array_equal(store["c03"], store["c03"])

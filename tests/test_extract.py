@@ -16,8 +16,8 @@ from vcutils import features
 from vcutils.config import ExtractConfig, UserError
 from vcutils.corpora import open_corpus
 from vcutils.features import clip_features, extract_corpus, feature_folder
-from vcutils.runtime import backbones, ledger, pipeline
-from vcutils.runtime.backbones import BackboneError, load_backbone
+from vcutils.runtime import backbones, extraction
+from vcutils.runtime.backbones import load_backbone
 from vcutils.runtime.cluster import extract_with_ray
 from vcutils.runtime.store import FeatureStore, read_manifest
 from vcutils.video import sample_frames
@@ -275,8 +275,8 @@ def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
-    real, clock = pipeline.decode_clips, iter(range(0, 10**6, 10))
-    monkeypatch.setattr(ledger, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
+    real, clock = extraction.decode_clips, iter(range(0, 10**6, 10))
+    monkeypatch.setattr(extraction, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
 
     def cut(*args):
         for video_id, frames in real(*args):
@@ -284,13 +284,13 @@ def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, erro
                 raise error
             yield video_id, frames
 
-    monkeypatch.setattr(pipeline, "decode_clips", cut)
+    monkeypatch.setattr(extraction, "decode_clips", cut)
     with pytest.raises(error):
         run(root, tmp_path / "out")
     folder = tmp_path / "out" / "features" / "colours"
     kept = sorted(stored(folder))
     assert kept and "v5" not in kept
-    monkeypatch.setattr(pipeline, "decode_clips", real)
+    monkeypatch.setattr(extraction, "decode_clips", real)
     report = run(root, tmp_path / "out")
     assert report.skipped == kept and sorted(report.skipped + report.written) == [f"v{i}" for i in range(8)]
     whole = run(root, tmp_path / "whole")
@@ -300,7 +300,7 @@ def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, erro
 
 @pytest.mark.parametrize("name", ["resnet9000", "timm/resnet9000"])
 def test_unknown_backbone_is_named_with_what_to_take(name):
-    with pytest.raises(BackboneError, match=f"unknown backbone '{name}'"):
+    with pytest.raises(UserError, match=f"unknown backbone '{name}'"):
         load_backbone(name)
 
 
@@ -311,7 +311,7 @@ def test_weights_that_cannot_be_had_end_in_one_message(name, monkeypatch):
 
     monkeypatch.setattr("torchvision.models.get_model", offline)
     monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(UserError) as caught:
         load_backbone(name)
     message = str(caught.value)
     assert name in message and "Name or service not known" in message
@@ -453,7 +453,7 @@ def test_timm_name_without_a_network_answers_in_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     begun = monotonic()
-    with pytest.raises(BackboneError, match=r"timm/resnet18: its pretrained weights cannot be had"):
+    with pytest.raises(UserError, match=r"timm/resnet18: its pretrained weights cannot be had"):
         load_backbone("timm/resnet18")
     assert asked == [constants.ENDPOINT] and monotonic() - begun < 10
 

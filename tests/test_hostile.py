@@ -25,7 +25,7 @@ from vcutils.corpora.readers import read_captions
 from vcutils.corpus import make_splits, read_splits
 from vcutils.dataset import load_data
 from vcutils.decode import Hypothesis
-from vcutils.runtime.checkpoints import check_resumable, read_log, run_config, save_model
+from vcutils.runtime.checkpoints import run_config, save_model
 from vcutils.runtime.settings import to_json
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.coco import References, read_predictions, read_references
@@ -522,15 +522,6 @@ def test_broken_run_settings_are_named_by_the_command_line(home, refused, conten
         assert str(path) in refused(*verb)
 
 
-@pytest.mark.parametrize("content", ["epoch,lr\n1,x\n", "epoch\n1,2,3\n", b"\xff\0"])
-def test_broken_log_is_named(tmp_path, content):
-    put(tmp_path / "log.csv", content)
-    with pytest.raises(UserError, match=r"log\.csv"):
-        read_log(tmp_path)
-    with pytest.raises(UserError, match=r"log\.csv"):
-        read_log(tmp_path / "nowhere")
-
-
 # Features of another kind than the checkpoint's
 
 
@@ -552,11 +543,8 @@ MISMATCHES = {
 def test_features_of_another_kind_are_refused_with_both_sides(home, refused, change, named):
     run = home / "data" / "mine" / "runs" / "r"
     folder = rewrite_manifest(home, change).parent
-    data = load_data(open_corpus(home / "mine"), home / "data" / "mine", COLOURS)
-    with pytest.raises(UserError) as resumed:
-        check_resumable(run / "last", data.store, data.vocabulary.words)
     evaluated, explored = refused("evaluate", run), refused("explore", run, "e", "--out", home / "page.html")
-    for message in (evaluated, explored, str(resumed.value)):
+    for message in (evaluated, explored):
         assert str(folder) in message and str(run) in message
         assert all(re.search(rf"\b{side}\b", message) for side in named), message
     assert not (home / "page.html").exists()
@@ -590,17 +578,6 @@ def test_timm_features_are_not_taken_for_torchvision_ones_of_the_same_name(home)
     put(path, json.loads(path.read_text()) | {"features": str(features)})
     run = open_run(artifacts / "runs" / "r")
     assert run.data.store.folder == features
-
-
-def test_resume_with_another_vocabulary_is_refused(home):
-    artifacts = home / "data" / "mine"
-    last = artifacts / "runs" / "r" / "last"
-    data = load_data(open_corpus(home / "mine"), artifacts, COLOURS)
-    check_resumable(last, data.store, data.vocabulary.words)
-    other_words(artifacts)
-    data = load_data(open_corpus(home / "mine"), artifacts, COLOURS)
-    with pytest.raises(UserError, match=r"mine.*vocab\.json: not the vocabulary"):
-        check_resumable(last, data.store, data.vocabulary.words)
 
 
 def test_run_of_features_that_were_extracted_anew_is_no_sister(home):

@@ -1,5 +1,7 @@
 """Training: the schedule, the checkpoints, runs that are repeated, cut and resumed bit for bit."""
 
+import copy
+import csv
 import dataclasses
 import json
 import shutil
@@ -13,14 +15,12 @@ from vcutils import train
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import CaptionDataset, collate
 from vcutils.decode import captions_of, predict
-from vcutils.runtime.accelerator import largest_batch
-from vcutils.runtime.checkpoints import load_state, read_log, run_config, save_model, save_state
+from vcutils.runtime.accelerator import largest_batch, precision_for
+from vcutils.runtime.checkpoints import run_config
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.files import holding
-from vcutils.runtime.machine import precision_for
 from vcutils.runtime.record import LOG_FIELDS, Record
 from vcutils.runtime.self_critical import sample_captions, sampled_batch
-from vcutils.runtime.settings import to_json
 from vcutils.scores import coco as metrics
 from vcutils.scores.coco import References
 from vcutils.scores.runs import load_model
@@ -32,6 +32,11 @@ TIMES = ("seconds", "words_per_second")
 
 def untimed(rows):
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def read_log(run):
+    with open(run / "log.csv", newline="", encoding="utf-8") as file:
+        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
 def weights_of(run, name="best"):
@@ -250,16 +255,8 @@ def test_scaler_goes_on_where_it_was(toy_data, toy_config, tmp_path):
     trainer.fit()
     scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**n, growth_interval=n + 1) for n in (4, 7)]
     scalers[0].load_state_dict(scalers[0].state_dict() | {"_growth_tracker": 3})
-    about = {
-        "model": dataclasses.asdict(trainer.config.model),
-        "feature_dim": 8,
-        "vocab_size": len(toy_data.vocabulary),
-    }
-    save_state(tmp_path, trainer.model, trainer.optimizer, scalers[0], {"epoch": 1}, to_json(trainer.config))
-    save_model(tmp_path, trainer.model, about, toy_data.vocabulary)
-    known = (toy_data.store, toy_data.vocabulary.words, about["model"])
-    parts = (trainer.model, trainer.optimizer, scalers[1], *known)
-    assert load_state(tmp_path, *parts) == {"epoch": 1}
+    trainer.record.save_last(trainer.model, trainer.optimizer, scalers[0])
+    trainer.record.load_last(trainer.model, trainer.optimizer, scalers[1])
     assert scalers[1].state_dict() == scalers[0].state_dict()
 
 
@@ -290,6 +287,24 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(toy_data, toy_c
     load_model(full / "last")
     assert untimed(fit(full, config, toy_data, resume=True)) == untimed(history)
     assert weights_of(full) == weights_of(whole)
+
+
+def test_resume_with_other_features_or_words_is_refused(toy_data, toy_config, tmp_path):
+    toy_data.store.extracted = {"backbone": "colours", "weights": "none", "num_frames": 8}
+    fit(tmp_path / "run", toy_config(epochs=1), toy_data)
+    store = copy.copy(toy_data.store)
+    store.extracted = store.extracted | {"num_frames": 3}
+    words = dataclasses.replace(toy_data.vocabulary, words=(*toy_data.vocabulary.words[:-1], "zebra"))
+    others = {
+        "num_frames 3,.*was trained on .*num_frames 8": {"store": store},
+        "another vocabulary": {"vocabulary": words},
+    }
+    for message, change in others.items():
+        data = dataclasses.replace(toy_data, **change)
+        with pytest.raises(UserError, match=message):
+            fit(tmp_path / "run", toy_config(epochs=1), data, resume=True)
+        trainer = Trainer(tmp_path / "run", toy_config(epochs=1), data, References, resume="auto", progress=False)
+        assert trainer.progress.step == 0, "auto starts anew"
 
 
 def test_resume_with_another_model_is_refused(toy_data, toy_config, tmp_path):
@@ -408,9 +423,9 @@ def test_model_folder_of_mixed_parts_is_refused(toy_data, toy_config, tmp_path):
         (best / "config.json").write_text(json.dumps(mixed))
         load_model(best)
 
-    with pytest.raises(UserError, match=r"decoder.*must be"):
+    with pytest.raises(UserError, match=r"decoder.*the shape in current model"):
         load_with(decoder_dim=20)
-    with pytest.raises(UserError, match="must be"):
+    with pytest.raises(UserError, match="the shape in current model"):
         load_with(feature_dim=9)
     with pytest.raises(UserError, match=r"vocab\.json has \d+ words"):
         load_with(vocab_size=99)
@@ -426,7 +441,7 @@ def test_missing_tensor_is_named(toy_data, toy_config, tmp_path):
     tensors = load_file(best / "model.safetensors")
     del tensors["decoder.output.bias"]
     save_file(tensors, best / "model.safetensors")
-    with pytest.raises(UserError, match=r"decoder\.output\.bias.*missing"):
+    with pytest.raises(UserError, match=r"Missing key.*decoder\.output\.bias"):
         load_model(best)
 
 

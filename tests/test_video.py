@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from vcutils.runtime.capture import VideoError
-from vcutils.runtime.decoding import unreadable_clips
-from vcutils.runtime.pictures import frames_at
+from vcutils.runtime.decoding import frames_at, unreadable_clips
 from vcutils.video import frame_indices, sample_frames
 
 

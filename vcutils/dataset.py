@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.features import feature_folder
-from vcutils.runtime.sampler import ClipSampler, derange
+from vcutils.runtime.sampler import ClipOrder, derange
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
@@ -153,10 +153,10 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
-    sampler = ClipSampler(dataset, batch_size)
+    batches = BatchSampler(ClipOrder(dataset), batch_size, drop_last=False)
     pin = torch.cuda.is_available()
     return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, pin_memory=pin
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, pin_memory=pin
     )
 
 

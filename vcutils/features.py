@@ -18,9 +18,8 @@ from vcutils.config import ExtractConfig
 from vcutils.corpus import Corpus
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.decoding import Worker
-from vcutils.runtime.ledger import Ledger, Report
+from vcutils.runtime.extraction import Ledger, Report, features_of_clips
 from vcutils.runtime.machine import cpu_count, is_quiet
-from vcutils.runtime.pipeline import features_of_clips
 from vcutils.video import Frames
 
 
@@ -64,7 +63,7 @@ def extract_corpus(
     """Features of every clip of a corpus into artifacts/features/<backbone>/; skips what is done.
 
     `shard` (i, n), counted from 1, takes every n-th clip, for n processes side by side. A clip that
-    fails becomes a manifest row with its reason, and the rest goes on. Raises BackboneError.
+    fails becomes a manifest row with its reason, and the rest goes on. Raises UserError.
     """
     with Ledger(corpus.root, corpus.clips, artifacts, config, shard) as ledger:
         if not ledger.todo:

@@ -115,7 +115,7 @@ class Trainer:
             while not record.finished and self._epoch(bar):
                 row = self.history[-1]
                 bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
-            if not self.progress.best_epoch:
+            if not self.history:
                 record.save_model("best", self.model)
             self.accelerator.wait_for_everyone()
         return self.history

@@ -24,8 +24,8 @@ from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
 from vcutils.runtime.capture import VideoError, cv2
-from vcutils.runtime.files import sweep_beside, write_text
-from vcutils.runtime.pictures import frames_at
+from vcutils.runtime.decoding import frames_at
+from vcutils.runtime.files import sweep, write_text
 from vcutils.scores.runs import Run
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
@@ -158,7 +158,7 @@ def save_page(path: Path | str, views: Sequence[View]) -> Path:
         page = page.replace(f"HASH-OF-{tag.upper()}", digest)
     contents = [[view.title for view in views], *map(_content, views)]
     data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
-    sweep_beside(Path(path))
+    sweep(Path(path).parent, f".lock-.tmp-*{Path(path).suffix}")
     write_text(Path(path), page.replace("<!-- DATA -->", data))
     return Path(path)
 

@@ -124,7 +124,7 @@ def check_msvd(corpus: Corpus, problems: list[str]) -> dict[str, Any]:
 def find_weights(backbone: str) -> tuple[str, str]:
     """Where pretrained weights are: "here", "on the network" or "missing", and a sentence. Downloads nothing.
 
-    Raises BackboneError for an unknown backbone.
+    Raises UserError for an unknown backbone.
     """
     if backbone == PACKAGED:
         return "here", f"{backbone}: come inside a package, nothing to download"

@@ -10,7 +10,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, find_executable_batch_size
 
 from vcutils.runtime.fast import TrainingModel
-from vcutils.runtime.machine import precision_for
 from vcutils.runtime.settings import UserError
 
 
@@ -25,14 +24,18 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=chosen)
 
 
+def precision_for(setting: str, device: torch.device) -> str:
+    """Accelerate's mixed_precision value: `auto` is bf16 (or fp16 on older GPUs) on CUDA and fp32 elsewhere."""
+    if setting != "auto":
+        return setting
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
 def share(progress: Any) -> None:
-    """Give all processes what only the main one knows: the log, and the last epoch that was better."""
-    progress.rows[:], progress.improved = broadcast_object_list([progress.rows, progress.improved])
-
-
-def late_for_all(is_late: bool) -> bool:
-    """Whether time is up, by the main process' clock: all processes must stop at the same step."""
-    return bool(broadcast_object_list([is_late])[0])
+    """Give all processes what only the main one knows: the log."""
+    progress.rows[:] = broadcast_object_list([progress.rows])[0]
 
 
 def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, settings: Any) -> int:

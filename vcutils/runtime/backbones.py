@@ -24,10 +24,6 @@ PACKAGED = "efficientnet_lite0"  # its weights come inside a package
 CPU_BATCH = 4  # frames; measured on 2 cores, efficientnet_lite0: 102 frames/s, 61 with 16 at once, 60 with 1
 
 
-class BackboneError(UserError):
-    """A backbone that is unknown or whose weights cannot be had; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Backbone:
     """A frozen network that turns frames into features."""
@@ -63,20 +59,20 @@ class Backbone:
 def load_backbone(name: str, device: torch.device | None = None, pretrained: bool = True) -> Backbone:
     """A pretrained backbone by name: `efficientnet_lite0`, any torchvision classification model, or `timm/<name>`.
 
-    Raises BackboneError when the name is unknown or the weights cannot be had: features are never made with random
+    Raises UserError when the name is unknown or the weights cannot be had: features are never made with random
     weights. `pretrained=False` is for measuring the network's speed before its weights are at hand.
     """
-    loader = _load_lite0 if name == PACKAGED else _load_timm if name.startswith("timm/") else _load_torchvision
+    is_timm = name.startswith("timm/")
+    loader = _load_lite0 if name == PACKAGED else _load_timm if is_timm else _load_torchvision
     try:
         model, resize, mean, std, weights = loader(name, pretrained)
-    except BackboneError:
+    except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        if not name.startswith("timm/"):
-            cache = f"{torch.hub.get_dir()}/checkpoints"
-        raise BackboneError(f"backbone {no_weights(name, reason, 'the weights', cache)}") from error
+        hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        cache = hub if is_timm else f"{torch.hub.get_dir()}/checkpoints"
+        raise UserError(f"backbone {no_weights(name, reason, 'the weights', cache)}") from error
     device = device or pick_device()
     model = _fold_norms(model.eval().requires_grad_(False), torch.rand(1, 3, *resize.crop))
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -92,10 +88,9 @@ def no_weights(name: str, reason: object, files: str, cache: object) -> str:
 
 
 def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
-    """The network with batch norms made part of the convolution before them: the same features, sooner.
+    """The network with batch norms made part of the convolution that feeds them: the same features, sooner.
 
-    Which convolution feeds a norm is seen in a pass over `example`; one that feeds something else too shows in the
-    features, and then the network stays as it is.
+    The pairs are seen in a pass over `example`; when its features change, the network stays as it is.
     """
     folded = copy.deepcopy(model)
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
@@ -134,7 +129,7 @@ def _load_lite0(name: str, pretrained: bool) -> Loaded:
     tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
     names = list(model.state_dict())
     if len(tensors) != len(names):
-        raise BackboneError(f"{path}: {len(tensors)} tensors, {len(names)} expected; reinstall the package")
+        raise UserError(f"{path}: {len(tensors)} tensors, {len(names)} expected; reinstall the package")
     # The package names its tensors differently, in the same order.
     model.load_state_dict(dict(zip(names, tensors, strict=True)))
     model.reset_classifier(0)
@@ -144,9 +139,9 @@ def _load_lite0(name: str, pretrained: bool) -> Loaded:
 
 
 def torchvision_weights(name: str) -> Any:
-    """The weights that a torchvision model is used with. Raises BackboneError for an unknown name."""
+    """The weights that a torchvision model is used with. Raises UserError for an unknown name."""
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise BackboneError(
+        raise UserError(
             f"unknown backbone {name!r}: take {PACKAGED}, a torchvision classification model such as "
             "resnet152, or timm/<name>"
         )
@@ -159,20 +154,21 @@ def _load_torchvision(name: str, pretrained: bool) -> Loaded:
     model = torchvision.models.get_model(name, weights=weights if pretrained else None)
     heads = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
-        raise BackboneError(f"backbone {name}: has no linear classifier to take off; take another one")
+        raise UserError(f"backbone {name}: has no linear classifier to take off; take another one")
     model.set_submodule(heads[-1], nn.Identity())
     given = weights.transforms()
     resize = Resize(given.resize_size[0], (given.crop_size[0],) * 2, given.interpolation.value)
-    return model, resize, *_bytes(given.mean, given.std), str(weights)
+    mean, std = ([255 * share for share in shares] for shares in (given.mean, given.std))
+    return model, resize, mean, std, str(weights)
 
 
 def timm_model(name: str) -> str:
-    """A backbone's name without "timm/". Raises BackboneError when timm has no such model."""
+    """A backbone's name without "timm/". Raises UserError when timm has no such model."""
     import timm
 
     short = name.removeprefix("timm/")
     if not timm.is_model(short.split(".")[0]):
-        raise BackboneError(f"unknown backbone {name!r}: timm has no model {short!r}; see timm.list_models()")
+        raise UserError(f"unknown backbone {name!r}: timm has no model {short!r}; see timm.list_models()")
     return short
 
 
@@ -187,11 +183,12 @@ def _load_timm(name: str, pretrained: bool) -> Loaded:
     settings = timm.data.resolve_model_data_config(model)
     crop, mode = settings["input_size"][1:], settings["crop_mode"]
     if mode not in ("center", "squash") or (mode == "center" and crop[0] != crop[1]):
-        raise BackboneError(f"backbone {name}: its weights crop frames in a way ({mode}) that is not supported")
+        raise UserError(f"backbone {name}: its weights crop frames in a way ({mode}) that is not supported")
     scaled = tuple(math.floor(side / settings["crop_pct"]) for side in crop)
     resize = Resize(scaled[0] if mode == "center" else scaled, crop, settings["interpolation"])
     tag = model.pretrained_cfg.get("tag", "")
-    return model, resize, *_bytes(settings["mean"], settings["std"]), f"timm {tag}".strip()
+    mean, std = ([255 * share for share in settings[name]] for name in ("mean", "std"))
+    return model, resize, mean, std, f"timm {tag}".strip()
 
 
 def is_reachable(url: str, seconds: float = 3.0) -> bool:
@@ -204,8 +201,3 @@ def is_reachable(url: str, seconds: float = 3.0) -> bool:
         return True
     except OSError:
         return False
-
-
-def _bytes(*shares: Sequence[float]) -> list[tuple[float, ...]]:
-    """Means and deviations that were given for pixels of 0 to 1, for pixels of 0 to 255."""
-    return [tuple(255 * float(value) for value in values) for values in shares]

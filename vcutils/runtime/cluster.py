@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from vcutils.runtime.ledger import Report
+from vcutils.runtime.extraction import Report
 from vcutils.runtime.settings import UserError
 
 

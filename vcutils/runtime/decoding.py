@@ -11,21 +11,22 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from vcutils.runtime.capture import VideoError, cv2
+from vcutils.runtime.capture import VideoError, cv2, open_clip
 from vcutils.runtime.machine import cpu_count
-from vcutils.runtime.pictures import check_first_frame
-from vcutils.video import Frames, sample_frames
+from vcutils.video import Frames, decode_frames, sample_frames
 
 MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
+AHEAD = 4  # clips per worker that wait for the network
 PATIENCE = 120.0  # seconds a clip may take, and as much again for every 25 MB of its file
 
 
@@ -56,6 +57,18 @@ class Resize:
         return np.ascontiguousarray(frame[top : top + self.crop[0], left : left + self.crop[1]])
 
 
+def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> list[np.ndarray]:
+    """The frames at given positions, RGB uint8, optionally scaled to a height in pixels."""
+
+    def scaled(frame: np.ndarray) -> np.ndarray:
+        if height is None:
+            return frame
+        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+    return decode_frames(path, open_clip(path), list(indices), scaled).images
+
+
 class Worker:
     """One child process that decodes clip after clip; a new one is started when it died.
 
@@ -72,28 +85,23 @@ class Worker:
         child = self._start()
         size = path.stat().st_size if path.is_file() else 0
         seconds = self.patience * (1 + size / 25e6)
-        stalled = threading.Event()
-
-        def stop() -> None:
-            stalled.set()
-            child.kill()
-
-        timer = threading.Timer(seconds, stop)
+        begun, answer = monotonic(), None
+        timer = threading.Timer(seconds, child.kill)
         timer.daemon = True
         timer.start()
-        answer = None
         try:
             with suppress(OSError, ValueError):  # the pipe broke
                 answer = self._ask(child, path)
         finally:
             timer.cancel()
             timer.join()  # a kill at the last moment must not hit the next clip
-        if answer is None or stalled.is_set():
-            code = child.wait()
+        is_late = monotonic() - begun >= seconds
+        if answer is None or is_late:
             self.close()
+        if answer is None and is_late:
+            raise VideoError(f"{path}: not decoded within {seconds:.0f} s; cut the clip, or leave it out")
         if answer is None:
-            if stalled.is_set():
-                raise VideoError(f"{path}: not decoded within {seconds:.0f} s; cut the clip, or leave it out")
+            code = child.returncode
             raise VideoError(f"{path}: the decoder crashed on it (exit code {code}); convert the clip to MP4 (H.264)")
         if "error" in answer:
             raise VideoError(answer["error"])
@@ -138,11 +146,10 @@ def decode_clips(
     resize: Resize | None,
     workers: int | None = None,
     patience: float = PATIENCE,
-    ahead: int = 4,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
     """(id, frames or the reason why there are none) of every clip in order, decoded by `workers` processes.
 
-    None means one worker per core. At most `ahead` clips per worker wait, so that memory stays bounded.
+    None means one worker per core. Few clips per worker wait at a time, so that memory stays bounded.
     """
     count = min(workers or cpu_count(), max(1, len(clips)))
     started = [Worker(num_frames, resize, patience) for _ in range(count)]
@@ -162,7 +169,7 @@ def decode_clips(
     try:
         for video_id, path in clips.items():
             waiting.append((video_id, pool.submit(decode, path)))
-            if len(waiting) > ahead * count:
+            if len(waiting) > AHEAD * count:
                 oldest, future = waiting.popleft()
                 yield oldest, future.result()
         for oldest, future in waiting:
@@ -205,9 +212,12 @@ def _answer(
     path: str, num_frames: int, resize: dict[str, Any] | None, threads: int
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """What the worker writes for a clip: a line of JSON, and the frames."""
-    each = Resize(**resize) if resize else None
+    clip, each = Path(path), Resize(**resize) if resize else None
     try:
-        frames = sample_frames(Path(path), num_frames, each, threads) if num_frames else check_first_frame(Path(path))
+        if num_frames:
+            frames = sample_frames(clip, num_frames, each, threads)
+        else:
+            frames = decode_frames(clip, open_clip(clip), [0], lambda frame: frame[:0], stop_after_last=True)
     except VideoError as error:
         return {"error": str(error)}, []
     except (cv2.error, MemoryError, ValueError) as error:

@@ -33,7 +33,7 @@ def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # parsers raise almost anything for a forged file: RecursionError, MemoryError, …
-        raise UserError(f"{path}: {complaint} ({error}); {advice}") from error
+        raise UserError(f"{path}: {complaint} ({' '.join(str(error).split())}); {advice}") from error
 
 
 @contextmanager
@@ -45,14 +45,15 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{uuid4().hex[:12]}{path.suffix}")
-        # An unlocked temporary file belongs to a dead process.
-        lock = FileLock(_lock_of(temporary))
+        lock = FileLock(temporary.with_name(f".lock-{temporary.name}"))
         lock.acquire(blocking=False)
         try:
             yield temporary
             os.replace(temporary, path)
         finally:
-            _remove(temporary, lock)
+            with suppress(OSError):
+                temporary.unlink()
+            _remove(lock)
 
 
 @contextmanager
@@ -77,43 +78,31 @@ def holding(folder: Path, what: str) -> Iterator[None]:
         since = datetime.now().astimezone().isoformat(" ", "seconds")
         with suppress(OSError):  # a full disk: the files themselves will tell
             path.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
-        _sweep(folder)
+        sweep(folder)
         yield
     finally:
-        _remove(path, lock)
+        _remove(lock)
 
 
-def _lock_of(temporary: Path) -> Path:
-    return temporary.with_name(f".lock-{temporary.name}")
+def sweep(folder: Path, pattern: str = "**/.lock-.tmp-*") -> None:
+    """Remove the temporary files that dead processes left below a folder: those whose lock nobody holds."""
+    locks: list[Path] = []
+    with suppress(OSError):  # a folder that goes meanwhile
+        locks.extend(folder.glob(pattern))
+    for path in locks:
+        lock = FileLock(path)
+        with suppress(Timeout, OSError):  # in use, or another user's
+            lock.acquire(blocking=False)
+            path.with_name(path.name.removeprefix(".lock-")).unlink(missing_ok=True)
+            _remove(lock)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of dead processes below a folder."""
-    for parent, _, names in os.walk(folder):
-        for name in {n.removeprefix(".lock-") for n in names if n.startswith((".tmp-", ".lock-.tmp-"))}:
-            _remove_dead(Path(parent, name))
-
-
-def sweep_beside(path: Path) -> None:
-    """Remove the temporary files that killed processes left beside a file of any folder; other programs' stay."""
-    for lock in path.parent.glob(f".lock-.tmp-*{path.suffix}"):
-        _remove_dead(lock.with_name(lock.name.removeprefix(".lock-")))
-
-
-def _remove_dead(temporary: Path) -> None:
-    lock = FileLock(_lock_of(temporary))
-    with suppress(Timeout, OSError):  # in use, or another user's
-        lock.acquire(blocking=False)
-        _remove(temporary, lock)
-
-
-def _remove(path: Path, lock: FileLock) -> None:
-    """Remove a file and its lock. Windows removes no file that is open, so there the lock ends first."""
+def _remove(lock: FileLock) -> None:
+    """End a lock and remove its file. Windows removes no file that is open, so there the lock ends first."""
     if os.name == "nt":
         lock.release()
-    for file in (path, Path(lock.lock_file)):
-        with suppress(OSError):
-            file.unlink()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()
     lock.release()
 
 

@@ -1,37 +1,32 @@
-"""Where a training run stands, and what it leaves on disk: settings, log, checkpoints; how it is resumed and ended."""
+"""Where a training run stands, and what it leaves on disk: settings, log, checkpoints; how it is resumed and ended.
 
-import csv
-import dataclasses
-import io
+best/ and last/ hold a model each (`runtime.checkpoints`); last/resume.safetensors what a resumed run needs besides.
+"""
+
 import json
 import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 
 from vcutils.config import Config
-from vcutils.runtime.accelerator import late_for_all
-from vcutils.runtime.checkpoints import (
-    ANEW,
-    STATE,
-    check_resumable,
-    load_state,
-    load_weights,
-    run_config,
-    save_model,
-    save_state,
-)
-from vcutils.runtime.files import duration, holding, note, write_text, writing
+from vcutils.runtime.checkpoints import check_features, digests, load_tensors, load_weights, save_model, save_tensors
+from vcutils.runtime.files import duration, holding, note, reading, write_text, writing
 from vcutils.runtime.settings import UserError, to_json
 from vcutils.runtime.store import backbone_of
 
+STATE = "resume.safetensors"
+BROKEN = ("not a checkpoint", "delete it to train from the start")
+CIDER = itemgetter("val_CIDEr")
 LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr", "seconds", "words_per_second")
 
 
@@ -47,10 +42,7 @@ class Progress:
     seconds: float = 0.0
     order: str = ""  # fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch
     first_phase: int = 0  # epochs before the self-critical phase; fewer than asked for when patience ran out
-    best: float = -1.0
-    best_epoch: int = 0
-    improved: int = 0  # the last epoch that was strictly better: what patience counts from
-    rows: list[dict] = dataclasses.field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)  # of the log
 
     def add(self, loss: float, words: int) -> None:
         """Count a batch's loss per word. Raises UserError for one that is not finite: no weights would be any good."""
@@ -79,6 +71,14 @@ class Record:
         self.run, self.config, self.data, self.is_main = Path(run), config, data, is_main
         self.progress = Progress(order=order, first_phase=config.train.epochs or 0)
         self.started = monotonic()
+        self.about = {  # config.json of best/ and last/
+            "model": asdict(config.model),
+            "vocab_size": len(data.vocabulary),
+            "feature_dim": data.store.dim,
+            "corpus": data.root.name,
+            "features": backbone_of(data.store.folder),
+            "extracted": data.store.extracted,
+        }
 
     @property
     def epochs(self) -> int:
@@ -86,29 +86,24 @@ class Record:
         return self.progress.first_phase + self.config.train.scst_epochs
 
     @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` epochs were no better than those before; the second phase counts anew."""
+        progress, patience = self.progress, self.config.train.patience
+        improved = max(progress.rows, key=CIDER, default={"epoch": 0})["epoch"]
+        if progress.epoch >= progress.first_phase:
+            improved = max(improved, progress.first_phase)
+        return patience is not None and patience <= progress.epoch - improved
+
+    @property
     def finished(self) -> bool:
         """Whether every epoch is done, or patience has run out in the last phase."""
-        return self.progress.epoch >= self.epochs or (self.is_last_phase and self.out_of_patience)
+        is_last_phase = not self.config.train.scst_epochs or self.progress.epoch >= self.progress.first_phase
+        return self.progress.epoch >= self.epochs or (is_last_phase and self.out_of_patience)
 
     @property
-    def is_last_phase(self) -> bool:
-        """Whether no other phase follows."""
-        return not self.config.train.scst_epochs or self.progress.epoch >= self.progress.first_phase
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the last `patience` epochs were no better than those before."""
-        patience = self.config.train.patience
-        return patience is not None and patience <= self.progress.epoch - self.progress.improved
-
-    def end_step(self, *parts: Any) -> bool:
-        """Count an optimizer step, save `parts` (see save_last) when that is due; whether max_minutes have run out."""
-        settings = self.config.train
-        self.progress.step += 1
-        late = settings.max_minutes is not None and late_for_all(monotonic() - self.started > 60 * settings.max_minutes)
-        if late or self.progress.step % settings.checkpoint_every == 0:
-            self.save_last(*parts)
-        return late
+    def best_row(self) -> dict | None:
+        """The log's row of the epoch that best/ holds: of equals the later, which has learned longer."""
+        return max(reversed(self.progress.rows), key=CIDER, default=None)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -119,108 +114,134 @@ class Record:
             return
         with holding(self.run, "train"):
             if not self.progress.step:
-                _start_anew(self.run)
+                self._start_anew()
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
             write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
-            self.note(f"{self.epochs} epochs, from epoch {self.progress.epoch}, step {self.progress.step}")
+            self._note(f"{self.epochs} epochs, from epoch {self.progress.epoch}, step {self.progress.step}")
             yield
             if not self.finished:
-                self.note(f"out of time after epoch {self.progress.epoch}, step {self.progress.step}")
+                self._note(f"out of time after epoch {self.progress.epoch}, step {self.progress.step}")
+
+    def end_step(self, *parts: Any) -> bool:
+        """Count an optimizer step, save `parts` (see save_last) when that is due; whether max_minutes have run out."""
+        settings = self.config.train
+        self.progress.step += 1
+        late = False
+        if settings.max_minutes is not None:  # by the main process' clock: all must stop at the same step
+            late = broadcast_object_list([monotonic() - self.started > 60 * settings.max_minutes])[0]
+        if late or self.progress.step % settings.checkpoint_every == 0:
+            self.save_last(*parts)
+        return late
 
     def end_epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """Log an epoch; its model becomes best/ when its captions are."""
         progress = self.progress
         progress.rows.append(row)
-        if row["val_CIDEr"] >= progress.best:  # of equals the later, which has learned longer
-            if row["val_CIDEr"] > progress.best:
-                progress.improved = progress.epoch
-            progress.best, progress.best_epoch = row["val_CIDEr"], progress.epoch
+        if self.best_row is row:
             self.save_model("best", model)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(progress.rows)
-        write_text(self.run / "log.csv", text.getvalue())  # after best/: a row says that its epoch is safe
+        lines = [LOG_FIELDS, *([str(row.get(name, "")) for name in LOG_FIELDS] for row in progress.rows)]
+        # After best/: a row says that its epoch is safe.
+        write_text(self.run / "log.csv", "".join(",".join(line) + "\n" for line in lines))
         left = (monotonic() - self.started) / len(progress.rows) * max(0, self.epochs - progress.epoch)
         scores = f"loss {row['train_loss']:.3f}, validation CIDEr {row['val_CIDEr']:.3f}"
         speed = f"{row['words_per_second']} words/s"
-        self.note(f"epoch {progress.epoch} of {self.epochs}: {scores}, {speed}, {duration(left)} left at most")
+        self._note(f"epoch {progress.epoch} of {self.epochs}: {scores}, {speed}, {duration(left)} left at most")
 
     def end_phase(self, model: nn.Module) -> bool:
         """Whether the first phase has just ended; the second, where there is one, goes on from best/."""
         progress = self.progress
-        if not self.is_last_phase and self.out_of_patience:
+        if self.out_of_patience and progress.epoch < progress.first_phase:
             progress.first_phase = progress.epoch
         ended = progress.epoch == progress.first_phase
         if ended and self.config.train.scst_epochs:
-            progress.improved = progress.epoch
             best = self.run / "best" / "model.safetensors"
-            load_weights(model, load_file(best), best)
+            load_weights(model, load_tensors(best)[0], best)
         return ended
-
-    @property
-    def best_row(self) -> dict | None:
-        """The log's row of the epoch that best/ holds; None before the first."""
-        return next((row for row in self.progress.rows if row["epoch"] == self.progress.best_epoch), None)
 
     def save_model(self, name: str, model: nn.Module) -> None:
         """best/ or last/, with everything that captions need."""
-        if not self.is_main:
-            return
-        about = {
-            "model": dataclasses.asdict(self.config.model),
-            "vocab_size": len(self.data.vocabulary),
-            "feature_dim": self.data.store.dim,
-            "corpus": self.data.root.name,
-            "features": backbone_of(self.data.store.folder),
-            "extracted": self.data.store.extracted,
-        }
-        save_model(self.run / name, model, about, self.data.vocabulary)
+        if self.is_main:
+            save_model(self.run / name, model, self.about, self.data.vocabulary)
 
     def save_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
-        """last/: the model for use, and one file with everything that a resumed run needs."""
+        """last/: the model for use, and one file with everything that a resumed run needs; no scaler is None."""
         self.save_model("last", model)
-        if self.is_main:
-            save_state(self.run / "last", model, optimizer, scaler, vars(self.progress), to_json(self.config))
+        if not self.is_main:
+            return
+        tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
+        for number, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        metadata = {"progress": vars(self.progress), "config": asdict(self.config), "about": self.about}
+        metadata |= {"scaler": scaler and scaler.state_dict(), "beside": digests(self.about, self.data.vocabulary)}
+        texts = {name: json.dumps(value, default=str) for name, value in metadata.items()}
+        save_tensors(self.run / "last" / STATE, tensors, texts)
 
     def load_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """Go on from last/, where there is one. Raises UserError for one that is broken or of another kind."""
-        folder, data, settings = self.run / "last", self.data, dataclasses.asdict(self.config.model)
-        saved = load_state(folder, model, optimizer, scaler, data.store, data.vocabulary.words, settings)
-        fresh = self.progress
-        for name, value in saved.items():
-            if type(value) is not type(getattr(fresh, name, None)):
-                raise UserError(f"{folder}: not a checkpoint ({name}); {ANEW}")
-        self.progress = dataclasses.replace(fresh, **saved)
-        if not self.config.train.scst_epochs or self.progress.epoch < self.progress.first_phase:
-            self.progress.first_phase = fresh.first_phase
-        if self.progress.order != fresh.order:
-            self.progress.order = fresh.order
-            self.progress.begin_epoch()
+        path, fresh = self.run / "last" / STATE, self.progress
+        if not path.is_file():
+            return
+        tensors, saved = self._read_last()
+        load_weights(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+        with reading(path, *BROKEN):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, number, slot = name.split(".")
+                    state.setdefault(int(number), {})[slot] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            torch.set_rng_state(tensors["rng.cpu"])
+            if torch.cuda.is_available() and "rng.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["rng.cuda"])
+            if scaler and saved["scaler"]:
+                scaler.load_state_dict(saved["scaler"])
+        self.progress = progress = saved["progress"]
+        if not self.config.train.scst_epochs or progress.epoch < progress.first_phase:
+            progress.first_phase = fresh.first_phase
+        if progress.order != fresh.order:
+            progress.order = fresh.order
+            progress.begin_epoch()
+
+    def _read_last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and metadata of last/'s state. Raises UserError for one that is broken or of another kind."""
+        path, model = self.run / "last" / STATE, self.about["model"]
+        with reading(path, *BROKEN):
+            tensors, texts = load_tensors(path)
+            saved = {name: json.loads(text) for name, text in texts.items()}
+            saved["progress"] = progress = Progress(**saved["progress"])
+            for name, value in vars(Progress()).items():
+                if type(getattr(progress, name)) is not type(value):
+                    raise TypeError(name)
+            sum(row["epoch"] + row["val_CIDEr"] for row in progress.rows)  # else they cannot be compared
+            saved["train"] = dict(saved["config"]["train"])
+            about, vocabulary = dict(saved["about"]), saved["beside"]["vocab.json"]
+        check_features(about, self.data.store, path)
+        if vocabulary != digests(about, self.data.vocabulary)["vocab.json"]:
+            raise UserError(f"{path}: was trained with another vocabulary than the one at hand; use another --run")
+        if about.get("model") != model:
+            raise UserError(f"{path}: was trained with other model settings ({about.get('model')}); use another --run")
+        return tensors, saved
 
     def is_resumable(self) -> bool:
-        """Whether the folder holds a run of these settings, features and words, to go on with or done."""
-        if not (self.run / "last" / STATE).is_file():
-            return False
+        """Whether last/ is of these settings, features and words, whatever the minutes that a run may take."""
         try:
-            known, wanted = run_config(self.run), json.loads(to_json(self.config))
-            check_resumable(self.run / "last", self.data.store, self.data.vocabulary.words)
+            train = self._read_last()[1]["train"]
         except UserError:
             return False
-        for settings in (known, wanted):
-            settings["train"].pop("max_minutes", None)  # how long one may go on changes nothing
-        return all(known[part] == wanted[part] for part in ("train", "model"))
+        return train | {"max_minutes": None} == asdict(replace(self.config.train, max_minutes=None))
 
-    def note(self, text: str) -> None:
-        """A line of log.txt."""
+    def _start_anew(self) -> None:
+        """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
+        with writing(self.run):
+            (self.run / "last" / STATE).unlink(missing_ok=True)  # first: when this is cut, nothing goes on from the old
+            names = ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json")
+            for pattern in names:
+                for path in self.run.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _note(self, text: str) -> None:
         if self.is_main:
             note(self.run.parent.parent, f"train {self.run.name}: {text}")
-
-
-def _start_anew(run: Path) -> None:
-    """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
-    with writing(run):
-        (run / "last" / STATE).unlink(missing_ok=True)  # first: when this is cut, nothing goes on from the old run
-        for pattern in ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json"):
-            for path in run.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,22 +6,18 @@ from typing import Any
 import numpy as np
 
 
-class ClipSampler:
-    """Lists of positions, a batch each; shuffled in an order that depends on (seed, epoch)."""
+class ClipOrder:
+    """Positions of all clips, shuffled in an order that depends on (seed, epoch)."""
 
-    drop_last = False  # accelerate asks for it when it shares batches out to processes
-
-    def __init__(self, dataset: Any, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return len(self.dataset)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng((self.dataset.seed, self.dataset.epoch))
-        order = generator.permutation(len(self.dataset)).tolist()
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        return iter(generator.permutation(len(self.dataset)).tolist())
 
 
 def derange(ids: Sequence[str], seed: int) -> list[str]:

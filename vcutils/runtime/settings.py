@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,24 +14,14 @@ class UserError(ValueError):
     """Bad input or settings: one message for the user that names the file or id and says what to do."""
 
 
-@dataclass(frozen=True)
-class Between:
-    """Limits of a number, both included."""
-
-    low: float
-    high: float = float("inf")
-
-    def __str__(self) -> str:
-        return f"{self.low:g} or more" if self.high == float("inf") else f"from {self.low:g} to {self.high:g}"
-
-
-Count = Annotated[int, Between(1)]
-Size = Annotated[int, Between(1, 65536)]
-Whole = Annotated[int, Between(0)]
-Amount = Annotated[float, Between(0)]
-Share = Annotated[float, Between(0, 1)]
-Beam = Annotated[int, Between(1, 1000)]
-_IN_WORDS = {int: "a whole number", bool: "True or False", str: "text", type(None): "None"}
+# Numbers with their limits, both included.
+Count = Annotated[int, (1, math.inf)]
+Size = Annotated[int, (1, 65536)]
+Whole = Annotated[int, (0, math.inf)]
+Amount = Annotated[float, (0, math.inf)]
+Share = Annotated[float, (0, 1)]
+Beam = Annotated[int, (1, 1000)]
+_IN_WORDS = {bool: "True or False", str: "text", type(None): "None"}
 
 
 class Checked:
@@ -52,24 +42,19 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(cls: Any, values: Any) -> Any:
-    """Rebuild a settings dataclass from JSON. Raises UserError for anything but its fields, so that a file of a newer
-    version is not half understood.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{cls.__name__}: must be an object of settings, is {type(values).__name__}")
-    if unknown := sorted(set(values) - set(_fields(cls))):
-        raise UserError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}; was it written by a newer version?")
-    return cls(**values)
+    """Rebuild a settings dataclass from JSON. Raises UserError for unknown fields: nothing is half understood."""
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(f"{error}; was it written by a newer version?") from error
 
 
 def paths_from_env(names: tuple[str, ...], root: Path) -> dict[str, Path]:
     """The folders that VCUTILS_DATA and VCUTILS_CORPUS name, relative ones below `root`; a corpus must exist."""
-    paths = {}
-    for name in names:
-        if text := os.environ.get(f"VCUTILS_{name.upper()}"):
-            paths[name] = (root / Path(text).expanduser()).resolve()
-            if name == "corpus" and not paths[name].is_dir():
-                raise UserError(f"VCUTILS_CORPUS: no folder {paths[name]}; relative paths count from {root}")
+    texts = {name: os.environ.get(f"VCUTILS_{name.upper()}") for name in names}
+    paths = {name: (root / Path(text).expanduser()).resolve() for name, text in texts.items() if text}
+    if not paths.get("corpus", root).is_dir():
+        raise UserError(f"VCUTILS_CORPUS: no folder {paths['corpus']}; relative paths count from {root}")
     return paths
 
 
@@ -109,14 +94,14 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _objection(value: Any, option: Any) -> str:
     """What a value must be, and is not, to be of a type; empty when it fits."""
     if typing.get_origin(option) is Annotated:
-        plain, limits = typing.get_args(option)
-        return _objection(value, plain) or ("" if limits.low <= value <= limits.high else str(limits))
+        kind, (low, high) = typing.get_args(option)
+        is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        limits = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        words = "a whole number" if kind is int else "a number"
+        return "" if is_number and low <= value <= high and value < math.inf else f"{words}, {limits}"
     if typing.get_origin(option) is Literal:
         choices = typing.get_args(option)
         return "" if value in choices else f"one of {', '.join(choices)}"
-    if option is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-        return "" if is_number else "a number"
     # Any other type is a path, or settings that were checked when they were made.
     return "" if option not in _IN_WORDS or type(value) is option else _IN_WORDS[option]
 
@@ -125,9 +110,8 @@ def _parsed(text: str, hint: Any) -> Any:
     """A value of a field's type from text. Raises ValueError."""
     options = _options(hint)
     kind = getattr(options[0], "__origin__", options[0])  # int of Annotated[int, …]
-    word = text.lower()
-    if word == "none" and type(None) in options:
+    if text.lower() == "none" and type(None) in options:
         return None
     if kind is bool:
-        return {"true": True, "false": False}.get(word, text)
+        return {"true": True, "false": False}.get(text.lower(), text)
     return kind(text) if kind in (int, float) else text

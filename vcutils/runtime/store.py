@@ -59,14 +59,15 @@ class FeatureStore:
     none, when the manifest is broken or of two kinds of features, or when the pack is broken or not of this manifest.
     """
 
-    def __init__(self, folder: Path, cache: bool = True, packed: bool = True) -> None:
+    def __init__(self, folder: Path, packed: bool = True) -> None:
         self.folder = Path(folder)
-        self._pack = _Pack(self.folder) if packed and (self.folder / PACK).is_file() else None
-        self._cache: dict[str, np.ndarray] | None = {} if cache and not self._pack else None
+        self.extracted: dict[str, Any] | None  # backbone, weights and num_frames of all clips; None: nothing tells
+        self._pack: dict[str, tuple[np.dtype, list[int], int]] = {}  # data type, shape, position in the file
+        self._cache: dict[str, np.ndarray] = {}
         self._cached = 0  # bytes
-        self.extracted: dict[str, Any] | None
-        if self._pack:  # the manifest, large by now, is read when it is needed
-            self.ids, self.extracted = set(self._pack.clips), self._pack.extracted
+        if packed and (self.folder / PACK).is_file():
+            self.extracted = self._open_pack()  # the manifest, large by now, is read when it is needed
+            self.ids = set(self._pack)
         else:
             self.ids = _file_ids(self.folder)
             if self.manifest:
@@ -83,7 +84,6 @@ class FeatureStore:
         return read_manifest(self.folder)
 
     def _extracted(self) -> dict[str, Any] | None:
-        """Backbone, weights and num_frames of all clips; None where no manifest tells."""
         names = ("backbone", "weights", "num_frames")
         known = sorted(self.ids & set(self.manifest))
         kinds = [{name: self.manifest[i].get(name) for name in names} for i in known]
@@ -95,17 +95,38 @@ class FeatureStore:
                 )
         return kinds[0] if kinds else None
 
+    def _open_pack(self) -> dict[str, Any] | None:
+        """Note where each clip lies in the pack; what it was extracted with."""
+        path = self.folder / PACK
+        with reading(path, "not a whole pack", f"delete it, or pack {self.folder} again"), open(path, "rb") as file:
+            safe_open(path, framework="np")  # refuses gaps between clips, and missing or spare bytes
+            begin = 8 + (length := int.from_bytes(file.read(8), "little"))
+            header = json.loads(file.read(length))
+            about = header.pop("__metadata__")
+            for video_id, entry in header.items():
+                position = begin + entry["data_offsets"][0]
+                self._pack[video_id] = _DTYPES[entry["dtype"]], entry["shape"], position
+            extracted, changed = json.loads(about["extracted"]), ""
+        if any(self.folder.glob("manifest*.jsonl")):  # knows of every file
+            changed = "its manifest" if about["manifest"] != _manifest_digest(self.folder) else ""
+        elif unknown := _file_ids(self.folder) - set(self._pack):
+            changed = f"{min(unknown)}.npy"
+        if changed:
+            advice = f"run `python -m vcutils pack {self.folder}` again, or delete the pack"
+            raise UserError(f"{path}: {changed} is not what was packed; {advice}")
+        return extracted
+
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Features (T, D) of one clip, as stored (float32 where torch has no such type).
 
         Raises UserError for a missing or unusable file.
         """
-        if self._cache is not None and video_id in self._cache:
+        if video_id in self._cache:
             return self._cache[video_id]
         if video_id not in self.ids:
             raise UserError(f"{self.folder}: no features of {video_id}; extract them first")
         if self._pack:
-            return self._checked(self._pack[video_id], f"{self._pack.path}: {video_id}", "pack")
+            return self._read_packed(video_id)
         path = self.folder / f"{video_id}.npy"
         with reading(path, "not a feature array", "delete it and extract again"), open(path, "rb") as file:
             features = np.lib.format.read_array(file, allow_pickle=False)  # np.load would also take archives
@@ -117,10 +138,20 @@ class FeatureStore:
         features = self._checked(features, str(path), "extract")
         if (frames := self.manifest.get(video_id, {}).get("T", len(features))) != len(features):
             raise UserError(f"{path}: {len(features)} frames, its manifest says {frames}; delete it and extract again")
-        if self._cache is not None and self._cached + features.nbytes <= CACHE_BYTES:
+        if self._cached + features.nbytes <= CACHE_BYTES:
             self._cache[video_id] = features
             self._cached += features.nbytes
         return features
+
+    def _read_packed(self, video_id: str) -> np.ndarray:
+        """Features from the pack; no memory map, since a process dies of one whose file is cut meanwhile."""
+        dtype, shape, position = self._pack[video_id]
+        path = self.folder / PACK
+        with reading(path, "was cut while it was in use", f"pack {self.folder} again"), open(path, "rb") as file:
+            file.seek(position)
+            data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
+            features = np.frombuffer(data, dtype).reshape(shape)
+        return self._checked(features, f"{path}: {video_id}", "pack")
 
     def _checked(self, features: np.ndarray, where: str, again: str) -> np.ndarray:
         """The array itself. Raises UserError, with the stage to run `again`, for one that no model could use."""
@@ -133,44 +164,6 @@ class FeatureStore:
         return features
 
 
-class _Pack:
-    """The file that `pack` writes: where each clip's features lie in it, and what they were extracted with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / PACK
-        self.clips: dict[str, tuple[np.dtype, list[int], int]] = {}  # data type, shape, position in the file
-        with reading(self.path, "not a whole pack", f"delete it, or pack {folder} again"):
-            position = self.path.stat().st_size
-            with safe_open(self.path, framework="np") as file:  # refuses gaps between clips, and missing or spare bytes
-                about = file.metadata()
-                for video_id in reversed(file.offset_keys()):
-                    entry = file.get_slice(video_id)
-                    dtype, shape = _DTYPES[entry.get_dtype()], entry.get_shape()
-                    position -= math.prod(shape) * dtype.itemsize
-                    self.clips[video_id] = dtype, shape, position
-            self.extracted: dict[str, Any] | None = json.loads(about["extracted"])
-            manifest = about["manifest"]
-        changed = ""
-        if any(folder.glob("manifest*.jsonl")):  # knows of every file
-            changed = "its manifest" if manifest != _manifest_digest(folder) else ""
-        elif unknown := _file_ids(folder) - set(self.clips):
-            changed = f"{min(unknown)}.npy"
-        if changed:
-            raise UserError(
-                f"{self.path}: {changed} is not what was packed; run `python -m vcutils pack {folder}` again, or "
-                "delete the pack"
-            )
-
-    def __getitem__(self, video_id: str) -> np.ndarray:
-        """Features of a clip as stored; no memory map, since a process dies of one whose file is cut meanwhile."""
-        dtype, shape, position = self.clips[video_id]
-        with open(self.path, "rb") as file:  # opened for each clip, so that worker processes can share the store
-            file.seek(position)
-            data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
-        with reading(self.path, "was cut while it was in use", f"pack {self.path.parent} again"):
-            return np.frombuffer(data, dtype).reshape(shape)
-
-
 def pack(folder: Path, progress: bool = True) -> Path:
     """Write all features of a folder into one file, which stands in for the `<id>.npy` files from then on.
 
@@ -178,14 +171,11 @@ def pack(folder: Path, progress: bool = True) -> Path:
     """
     folder = Path(folder)
     with holding(folder, "pack"), replacing(folder / PACK) as temporary:
-        store = FeatureStore(folder, cache=False, packed=False)
-        digest = _manifest_digest(folder)
-        about = {"manifest": digest, "extracted": json.dumps(store.extracted)}
-        header: dict[str, Any] = {"__metadata__": about}
+        store, digest, begin = FeatureStore(folder, packed=False), _manifest_digest(folder), 0
+        header: dict[str, Any] = {"__metadata__": {"manifest": digest, "extracted": json.dumps(store.extracted)}}
         # Reserve space for the header; fill it in at the end. The format allows blanks behind it.
-        room = sum(len(json.dumps(i)) + 120 for i in store.ids) + 2 * len(json.dumps(about)) + 64
+        room = sum(len(json.dumps(i)) + 120 for i in store.ids) + 2 * len(json.dumps(header)) + 64
         room += -room % 8
-        begin = 0
         with open(temporary, "wb") as file:
             file.seek(8 + room)
             for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", leave=False, disable=is_quiet(progress)):

@@ -19,8 +19,8 @@ from vcutils.model import CaptionModel
 from vcutils.runtime import checkpoints
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.checkpoints import check_features, run_config
+from vcutils.runtime.decoding import frames_at
 from vcutils.runtime.machine import pick_device
-from vcutils.runtime.pictures import frames_at
 from vcutils.runtime.settings import from_dict
 from vcutils.runtime.store import backbone_of, in_words
 from vcutils.vocab import Vocabulary
