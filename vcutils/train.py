@@ -28,7 +28,7 @@ from vcutils.config import Config
 from vcutils.dataset import Batch, CaptionData, CaptionDataset, collate, make_loader
 from vcutils.decode import captions_of, predict
 from vcutils.model import CaptionModel
-from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining, share
+from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.record import Record
@@ -173,7 +173,6 @@ class Trainer:
         row = progress.end_epoch(seconds) | {"lr": self._lr(progress.epoch)}
         if self.accelerator.is_main_process:
             record.end_epoch(row | self.validate(), self.model)
-        share(progress)
         self.accelerator.wait_for_everyone()
         if record.end_phase(self.model) or record.finished:
             record.save_last(*self.parts)

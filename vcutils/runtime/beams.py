@@ -17,7 +17,7 @@ Beam = tuple[list[int], np.ndarray, float, np.ndarray]  # ids with <end>, log-pr
 def search(
     decoder: Any, memory: Any, lengths: list[int], start: int, end: int, never: list[int], config: DecodeConfig
 ) -> list[list[Beam]]:
-    """Up to `beam_size` beams per clip of a memory, best first, ended ones before those cut at max_length.
+    """Up to `beam_size` beams for each clip of a memory, best first, ended ones before those cut at max_length.
 
     `lengths` are the clips' frames; `start`, `end` and `never` are word ids, and words of `never` are not said.
     """

@@ -27,10 +27,7 @@ class VideoError(UserError):
 
 
 def open_clip(path: Path, threads: int = 0) -> cv2.VideoCapture:
-    """A capture of a video file; `threads` is what the decoder may use, 0 = as it likes.
-
-    Raises VideoError for a missing or unreadable file.
-    """
+    """A capture of a video file, with so many decoder threads, 0 = as it likes. Raises VideoError when unreadable."""
     if not Path(path).is_file():
         reason = "not a plain file, or a broken link; give a video file" if os.path.lexists(path) else "no such file"
         raise VideoError(f"{path}: {reason}")

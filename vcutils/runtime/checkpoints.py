@@ -84,10 +84,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 
 
 def check_features(about: Mapping[str, Any], store: FeatureStore, checkpoint: Path) -> None:
-    """Raise UserError, with both sides named, when features are not of the kind that a checkpoint was trained on.
-
-    `about` is the checkpoint's config.json; one that does not say more than the size D is held to that alone.
-    """
+    """Raise UserError when features are not what a checkpoint was trained on, as far as its config.json says."""
     size, trained = about.get("feature_dim"), about.get("extracted")
     if store.dim != size or (trained is not None and trained != store.extracted):
         raise UserError(

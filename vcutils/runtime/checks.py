@@ -61,18 +61,13 @@ def is_file_name(video_id: Any) -> bool:
 
 
 def collect_captions(pairs: Iterable[tuple[str, str]], path: Path, problems: list[str]) -> dict[str, list[str]]:
-    """Captions by id from (id, caption) pairs, blanks tidied, without empty and endless ones.
-
-    Raises UserError when nothing is left, and for ids that cannot name files.
-    """
+    """Captions by id, without empty and endless ones. Raises UserError for bad ids, and when nothing is left."""
     pairs = list(pairs)
     check_ids(dict.fromkeys(video_id for video_id, _ in pairs), path)
     captions: dict[str, list[str]] = {}
     unreadable = 0
     for video_id, text in pairs:
-        caption = " ".join(text.split())
-        if not caption.isprintable():  # a NUL, half a pair of surrogates
-            caption = re.sub("[\0\ud800-\udfff]", "\ufffd", caption)
+        caption = re.sub("[\0\ud800-\udfff]", "\ufffd", " ".join(text.split()))  # a NUL, half a pair of surrogates
         if not caption:
             problems.append(f"{path.name}: an empty caption of {video_id!r}")
         elif len(caption) > MAX_CAPTION:

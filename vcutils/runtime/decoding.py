@@ -1,8 +1,7 @@
 """Decoding in processes of its own, ahead of the network: a clip that crashes or stalls its decoder costs only itself.
 
-A worker is this module without torch. It reads one line of JSON per clip from its standard input, and answers with
-one line of JSON and the frames' raw bytes, so that nothing is ever unpickled. Written by hand, since no library's pool
-survives both a crashing and a stalling task without pickle.
+A worker is this module without torch. It reads a line of JSON per clip, and answers with a line of JSON and the frames'
+raw bytes. Written by hand, since no library's pool survives crashing and stalling tasks without pickle.
 """
 
 import json
@@ -26,7 +25,7 @@ from vcutils.runtime.machine import cpu_count
 from vcutils.video import Frames, decode_frames, sample_frames
 
 MEMORY_LIMIT = 4 << 30  # bytes of a worker: a forged frame size ends the worker, not the machine
-AHEAD = 4  # clips per worker that wait for the network
+AHEAD = 4  # clips per worker that wait for the network: memory stays bounded
 PATIENCE = 120.0  # seconds a clip may take, and as much again for every 25 MB of its file
 
 
@@ -70,10 +69,7 @@ def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> 
 
 
 class Worker:
-    """One child process that decodes clip after clip; a new one is started when it died.
-
-    `num_frames` 0 only looks whether the first frame decodes. `threads` is what the decoder may use.
-    """
+    """A child process that decodes clip after clip, started anew when it died; `num_frames` 0 tries the first alone."""
 
     def __init__(self, num_frames: int, resize: Resize | None, patience: float = PATIENCE, threads: int = 1) -> None:
         self.settings = {"num_frames": num_frames, "resize": resize and asdict(resize), "threads": threads}
@@ -147,10 +143,7 @@ def decode_clips(
     workers: int | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
-    """(id, frames or the reason why there are none) of every clip in order, decoded by `workers` processes.
-
-    None means one worker per core. Few clips per worker wait at a time, so that memory stays bounded.
-    """
+    """(id, frames or the reason why there are none) of clips in order, by `workers` processes; None: one per core."""
     count = min(workers or cpu_count(), max(1, len(clips)))
     started = [Worker(num_frames, resize, patience) for _ in range(count)]
     idle = started.copy()  # each of the pool's threads takes one for a clip

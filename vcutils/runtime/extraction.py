@@ -68,10 +68,7 @@ class Report:
 
 
 class Ledger:
-    """Files and manifest rows of the clips of one shard (i, n), counted from 1; `todo` are the clips to extract.
-
-    A context manager: it holds the folder, and writes the manifest at the end, whatever happened.
-    """
+    """Holds the folder of shard (i, n), counted from 1, and writes its manifest; `todo` are the clips to extract."""
 
     def __init__(
         self, root: Path, clips: Mapping[str, Path], artifacts: Path, config: ExtractConfig, shard: tuple[int, int]

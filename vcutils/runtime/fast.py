@@ -3,8 +3,6 @@
 - Nothing is computed for padding: captions are sorted by length, and the shorter ones leave as they end.
 - Logits are computed once for the whole batch, for real words only.
 - The gradient of a weight that every step uses is one matrix product over all steps, not one per step.
-
-tests/test_fast.py holds both forms equal.
 """
 
 from typing import Any
@@ -88,9 +86,9 @@ def fast_loss(
 
 @torch.no_grad()
 def sampled_inputs(model: nn.Module, batch: Any, pad: int, start: int, share: float) -> Tensor:
-    """Input words (B, K, L) of which `share` are the model's own guesses (scheduled sampling).
+    """Input words (B, K, L) of which `share` are the model's own guesses of one teacher-forced pass.
 
-    Bengio et al. 2015, in the two-pass form of Mihaylova & Martins 2019: guesses come from one teacher-forced pass.
+    Scheduled sampling (Bengio et al. 2015) in the two-pass form of Mihaylova & Martins 2019.
     """
     real = batch.targets != pad
     logits, _ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, pad))

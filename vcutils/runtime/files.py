@@ -38,10 +38,7 @@ def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary path beside `path`, which takes its place on success.
-
-    Raises UserError when it cannot be written.
-    """
+    """Yield a path that takes the place of `path` on success, whole or not at all. Raises UserError if it cannot."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{uuid4().hex[:12]}{path.suffix}")
@@ -58,10 +55,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def holding(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes from doing `what` (a plain file name) in `folder` meanwhile; sweep up what killed ones left.
+    """Keep all others from doing `what` (a plain file name) in `folder` meanwhile; sweep up what killed ones left.
 
-    The operating system ends the hold with the process, however that dies; a second hold in the same process is
-    refused too. Raises UserError that says who holds it, or that the folder cannot be written.
+    The operating system ends the hold with the process. Raises UserError that says who holds it, or why it cannot.
     """
     path = folder / f".{what}.lock"
     lock = FileLock(path)
@@ -133,7 +129,5 @@ def read_json(path: Path, **options: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"), **options)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that can be read ({error})") from error

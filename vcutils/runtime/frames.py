@@ -19,10 +19,7 @@ def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int) -> None
 
 
 def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Encode only `max_frames` of a clip's frames, or all of them shuffled: values (B, T, C) and mask (B, T).
-
-    The values stand at the frames' true places, so that attention weights do too.
-    """
+    """Encode `max_frames` of a clip, or all shuffled: values (B, T, C) at the frames' true places, and mask (B, T)."""
     valid = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
     order = reading_order(valid, config.frame_order == "shuffled", encoder.training)
     values = encoder(reorder(features, order), reorder(valid, order))
@@ -40,10 +37,7 @@ def middle_frames(mask: Tensor, count: int) -> Tensor:
 
 
 def reading_order(valid: Tensor, shuffled: bool, training: bool) -> Tensor:
-    """Positions (B, T) in which the encoder reads a batch: the valid frames (B, T) first, in time or shuffled.
-
-    Shuffled means another order at every call in training, and else one that depends on a clip's length alone.
-    """
+    """Positions (B, T) in which the encoder reads: the valid frames first, in time, or shuffled (in training anew)."""
     count = valid.shape[1]
     keys = torch.arange(count, device=valid.device).expand(valid.shape).float()
     if shuffled and training:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vcutils.config import Config
 from vcutils.runtime.checkpoints import check_features, digests, load_tensors, load_weights, save_model, save_tensors
 from vcutils.runtime.files import duration, holding, note, reading, write_text, writing
-from vcutils.runtime.settings import UserError, to_json
+from vcutils.runtime.settings import Amount, Checked, UserError, Whole, to_json
 from vcutils.runtime.store import backbone_of
 
 STATE = "resume.safetensors"
@@ -31,17 +31,17 @@ LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr"
 
 
 @dataclass
-class Progress:
+class Progress(Checked):
     """Where a run stands; written with every checkpoint."""
 
-    epoch: int = 0  # epochs that are complete
-    step: int = 0  # optimizer steps taken
-    batch: int = 0  # batches of the next epoch that are done, with the sum of their losses, words and seconds
-    loss: float = 0.0
-    words: int = 0
-    seconds: float = 0.0
+    epoch: Whole = 0  # epochs that are complete
+    step: Whole = 0  # optimizer steps taken
+    batch: Whole = 0  # batches of the next epoch that are done, with the sum of their losses, words and seconds
+    loss: Annotated[float, (-math.inf, math.inf)] = 0.0
+    words: Whole = 0
+    seconds: Amount = 0.0
     order: str = ""  # fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch
-    first_phase: int = 0  # epochs before the self-critical phase; fewer than asked for when patience ran out
+    first_phase: Whole = 0  # epochs before the self-critical phase; fewer than asked for when patience ran out
     rows: list[dict] = field(default_factory=list)  # of the log
 
     def add(self, loss: float, words: int) -> None:
@@ -71,13 +71,17 @@ class Record:
         self.run, self.config, self.data, self.is_main = Path(run), config, data, is_main
         self.progress = Progress(order=order, first_phase=config.train.epochs or 0)
         self.started = monotonic()
-        self.about = {  # config.json of best/ and last/
-            "model": asdict(config.model),
-            "vocab_size": len(data.vocabulary),
-            "feature_dim": data.store.dim,
-            "corpus": data.root.name,
-            "features": backbone_of(data.store.folder),
-            "extracted": data.store.extracted,
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """config.json of best/ and last/: model settings, sizes, features."""
+        return {
+            "model": asdict(self.config.model),
+            "vocab_size": len(self.data.vocabulary),
+            "feature_dim": self.data.store.dim,
+            "corpus": self.data.root.name,
+            "features": backbone_of(self.data.store.folder),
+            "extracted": self.data.store.extracted,
         }
 
     @property
@@ -150,6 +154,7 @@ class Record:
     def end_phase(self, model: nn.Module) -> bool:
         """Whether the first phase has just ended; the second, where there is one, goes on from best/."""
         progress = self.progress
+        progress.rows[:] = broadcast_object_list([progress.rows])[0]  # only the main process knows the scores
         if self.out_of_patience and progress.epoch < progress.first_phase:
             progress.first_phase = progress.epoch
         ended = progress.epoch == progress.first_phase
@@ -212,9 +217,6 @@ class Record:
             tensors, texts = load_tensors(path)
             saved = {name: json.loads(text) for name, text in texts.items()}
             saved["progress"] = progress = Progress(**saved["progress"])
-            for name, value in vars(Progress()).items():
-                if type(getattr(progress, name)) is not type(value):
-                    raise TypeError(name)
             sum(row["epoch"] + row["val_CIDEr"] for row in progress.rows)  # else they cannot be compared
             saved["train"] = dict(saved["config"]["train"])
             about, vocabulary = dict(saved["about"]), saved["beside"]["vocab.json"]

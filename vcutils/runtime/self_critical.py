@@ -1,9 +1,8 @@
 """Self-critical sequence training: the model's own captions, rewarded with their CIDEr (Rennie et al. 2017).
 
-The teacher-forced loss asks for the references' words one by one; readers judge whole captions. Here the model writes
-K captions per clip by chance, and each is made more or less probable as its CIDEr against the training references is
-above or below that of the clip's other samples (the baseline of Luo 2020, which needs no greedy caption). The end of a
-caption is a word of the reward too: without it, a caption that breaks off in mid-sentence would earn the same.
+The model writes K captions per clip by chance, and each is made more or less probable as its CIDEr against the training
+references is above or below that of the clip's other samples (the baseline of Luo 2020). The end of a caption is a word
+of the reward too: without it, a caption that breaks off in mid-sentence would earn the same.
 """
 
 from typing import Any
@@ -21,10 +20,7 @@ def check_samples(settings: Any) -> None:
 
 
 def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> Any:
-    """The batch with K ≥ 2 sampled captions per clip in place of its own, and their advantages (B, K) as weights.
-
-    `rewards` are `scores.coco.References` of the training captions.
-    """
+    """The batch with K ≥ 2 sampled captions per clip, and their advantages by `rewards` as weights (B, K)."""
     captions = sample_captions(model, batch, vocabulary, max_length)
     clips, count, _ = captions.shape
     end = vocabulary.index["<end>"]
@@ -37,10 +33,7 @@ def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_len
 
 @torch.no_grad()
 def sample_captions(model: Any, batch: Any, vocabulary: Any, max_length: int) -> Tensor:
-    """K captions (B, K, L+1) per clip, <start> words <end>, drawn word by word from the model's distribution.
-
-    K is that of the batch. A caption that reaches max_length words has no <end>.
-    """
+    """The batch's K captions (B, K, L+1) per clip anew, drawn word by word; one of max_length words has no <end>."""
     pad, start, end, unk = (vocabulary.index[name] for name in ("<pad>", "<start>", "<end>", "<unk>"))
     was_training = model.training
     model.eval()

@@ -29,9 +29,9 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of another type or outside its limits."""
-        for name, hint in _fields(type(self)).items():
+        for name, options in _fields(type(self)).items():
             value = getattr(self, name)
-            reasons = [_objection(value, option) for option in _options(hint)]
+            reasons = [_objection(value, option) for option in options]
             if all(reasons):
                 raise UserError(f"{name}={value!r}: must be {', or '.join(reasons)}")
 
@@ -59,10 +59,7 @@ def paths_from_env(names: tuple[str, ...], root: Path) -> dict[str, Path]:
 
 
 def changed(config: Any, changes: str, presets: dict[str, dict[str, Any]]) -> Any:
-    """The settings with `changes` such as "train.epochs=10 decode.beam_size=1"; "train=original" takes a preset.
-
-    Raises UserError for a field that does not exist or a value that does not fit it.
-    """
+    """The settings with changes, as in "train.epochs=10 train=original" (a preset). Raises UserError for wrong ones."""
     for change in changes.replace(",", " ").split():
         name, _, text = change.partition("=")
         section, _, key = name.partition(".")
@@ -80,15 +77,10 @@ def changed(config: Any, changes: str, presets: dict[str, dict[str, Any]]) -> An
     return config
 
 
-def _fields(cls: Any) -> dict[str, Any]:
-    """Type hints of a settings dataclass by field, with their limits."""
-    return typing.get_type_hints(cls, include_extras=True)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The types that a field may have: `int | None` has two."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
+def _fields(cls: Any) -> dict[str, tuple[Any, ...]]:
+    """The types, with their limits, that each field of a settings dataclass may have: `int | None` are two."""
+    hints, unions = typing.get_type_hints(cls, include_extras=True), (typing.Union, types.UnionType)
+    return {n: typing.get_args(h) if typing.get_origin(h) in unions else (h,) for n, h in hints.items()}
 
 
 def _objection(value: Any, option: Any) -> str:
@@ -106,9 +98,8 @@ def _objection(value: Any, option: Any) -> str:
     return "" if option not in _IN_WORDS or type(value) is option else _IN_WORDS[option]
 
 
-def _parsed(text: str, hint: Any) -> Any:
-    """A value of a field's type from text. Raises ValueError."""
-    options = _options(hint)
+def _parsed(text: str, options: tuple[Any, ...]) -> Any:
+    """A value of a field's types from text. Raises ValueError."""
     kind = getattr(options[0], "__origin__", options[0])  # int of Annotated[int, …]
     if text.lower() == "none" and type(None) in options:
         return None

@@ -33,10 +33,7 @@ def backbone_of(folder: Path | str) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifest rows by video id; shards that ran side by side each have a file of their own.
-
-    Raises UserError for a broken file.
-    """
+    """Manifest rows by video id, of all shards' files. Raises UserError for a broken one."""
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
         with reading(path, "not a manifest", "delete it and extract again"):
@@ -52,11 +49,10 @@ def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 class FeatureStore:
-    """Features of clips by id, (T, D) each; `ids` are those at hand.
+    """Features (T, D) of clips by id, from the folder's pack or else its files; `ids` are those at hand.
 
-    They come from the folder's pack where there is one, else from its `<id>.npy` files. Where a manifest tells what was
-    extracted, a file that it does not know is no clip's: something else left it behind. Raises UserError when there are
-    none, when the manifest is broken or of two kinds of features, or when the pack is broken or not of this manifest.
+    Files that a manifest does not know are left out. Raises UserError when there are no features, when the manifest is
+    broken or of two kinds of features, or when the pack is broken or not of this manifest.
     """
 
     def __init__(self, folder: Path, packed: bool = True) -> None:
@@ -98,17 +94,19 @@ class FeatureStore:
     def _open_pack(self) -> dict[str, Any] | None:
         """Note where each clip lies in the pack; what it was extracted with."""
         path = self.folder / PACK
-        with reading(path, "not a whole pack", f"delete it, or pack {self.folder} again"), open(path, "rb") as file:
-            safe_open(path, framework="np")  # refuses gaps between clips, and missing or spare bytes
-            begin = 8 + (length := int.from_bytes(file.read(8), "little"))
-            header = json.loads(file.read(length))
-            about = header.pop("__metadata__")
-            for video_id, entry in header.items():
-                position = begin + entry["data_offsets"][0]
-                self._pack[video_id] = _DTYPES[entry["dtype"]], entry["shape"], position
-            extracted, changed = json.loads(about["extracted"]), ""
+        with reading(path, "not a whole pack", f"delete it, or pack {self.folder} again"):
+            position = path.stat().st_size
+            with safe_open(path, framework="np") as file:  # refuses gaps between clips, and missing or spare bytes
+                about = file.metadata()
+                for video_id in reversed(file.offset_keys()):
+                    entry = file.get_slice(video_id)
+                    dtype, shape = _DTYPES[entry.get_dtype()], entry.get_shape()
+                    position -= math.prod(shape) * dtype.itemsize
+                    self._pack[video_id] = dtype, shape, position
+            extracted, manifest = json.loads(about["extracted"]), about["manifest"]
+        changed = ""
         if any(self.folder.glob("manifest*.jsonl")):  # knows of every file
-            changed = "its manifest" if about["manifest"] != _manifest_digest(self.folder) else ""
+            changed = "its manifest" if manifest != _manifest_digest(self.folder) else ""
         elif unknown := _file_ids(self.folder) - set(self._pack):
             changed = f"{min(unknown)}.npy"
         if changed:
@@ -117,10 +115,7 @@ class FeatureStore:
         return extracted
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        """Features (T, D) of one clip, as stored (float32 where torch has no such type).
-
-        Raises UserError for a missing or unusable file.
-        """
+        """Features (T, D) of one clip as stored, if not float16 as float32. Raises UserError for unusable ones."""
         if video_id in self._cache:
             return self._cache[video_id]
         if video_id not in self.ids:
@@ -165,10 +160,7 @@ class FeatureStore:
 
 
 def pack(folder: Path, progress: bool = True) -> Path:
-    """Write all features of a folder into one file, which stands in for the `<id>.npy` files from then on.
-
-    Whole or not at all; the files stay, for `extract` to go on from. Raises UserError for unusable features.
-    """
+    """Write all features of a folder into one file, read in place of the others. Raises UserError for unusable ones."""
     folder = Path(folder)
     with holding(folder, "pack"), replacing(folder / PACK) as temporary:
         store, digest, begin = FeatureStore(folder, packed=False), _manifest_digest(folder), 0
