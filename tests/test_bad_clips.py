@@ -123,7 +123,7 @@ def test_name_opens_its_own_file_and_nothing_else(tmp_path, grey, monkeypatch, n
 def test_name_that_is_not_utf8_is_told_and_kills_nobody(tmp_path, grey, worker):
     path = tmp_path / "bad\udcff.mp4"
     path.write_bytes(grey(60))
-    for look in (worker, lambda p: frames_at(p, [0])):
+    for look in (worker, lambda p: frames_at(p, [0], 48)):
         with pytest.raises(VideoError, match="rename it"):
             look(path)
 

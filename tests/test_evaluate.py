@@ -203,7 +203,7 @@ def test_run_of_features_that_have_other_sizes_is_refused(tiny_run, tiny_config,
     for ids in read_splits(artifacts / "splits.json").values():
         for i in ids:
             np.save(folder / f"{i}.npy", np.ones((2, 7), np.float16))
-    with pytest.raises(UserError, match=r"7 numbers per frame.*wants 1280"):
+    with pytest.raises(UserError, match=r"7 numbers per frame.*1280 numbers"):
         open_run(artifacts / "runs" / "tiny")
 
 

@@ -27,7 +27,7 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, settings: Any) -> int:
-    """Clips per step: settings.batch_size, or on CUDA with find_batch_size as many as fit, padded to the longest."""
+    """Clips per step: settings.batch_size, or with find_batch_size on CUDA as many of the longest clips as fit."""
     if not settings.find_batch_size or accelerator.device.type != "cuda":
         return int(settings.batch_size)
     device, unknown = accelerator.device, data.vocabulary.index["<unk>"]

@@ -56,12 +56,10 @@ class Resize:
         return np.ascontiguousarray(frame[top : top + self.crop[0], left : left + self.crop[1]])
 
 
-def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> list[np.ndarray]:
-    """The frames at given positions, RGB uint8, optionally scaled to a height in pixels."""
+def frames_at(path: Path, indices: Iterable[int], height: int) -> list[np.ndarray]:
+    """The frames at given positions, RGB uint8, scaled to a height in pixels."""
 
     def scaled(frame: np.ndarray) -> np.ndarray:
-        if height is None:
-            return frame
         width = max(1, round(frame.shape[1] * height / frame.shape[0]))
         return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 

@@ -38,7 +38,7 @@ def reading(path: Path, complaint: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path that takes the place of `path` on success, whole or not at all. Raises UserError if it cannot."""
+    """Yield a temporary path that takes the place of `path` on success. Raises UserError when it cannot be written."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{uuid4().hex[:12]}{path.suffix}")
@@ -130,4 +130,4 @@ def read_json(path: Path, **options: Any) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON that can be read ({error})") from error
+        raise UserError(f"{path}: cannot be read, or not JSON ({error})") from error

@@ -212,18 +212,18 @@ class Record:
 
     def _read_last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and metadata of last/'s state. Raises UserError for one that is broken or of another kind."""
-        path, model = self.run / "last" / STATE, self.about["model"]
+        path = self.run / "last" / STATE
         with reading(path, *BROKEN):
             tensors, texts = load_tensors(path)
             saved = {name: json.loads(text) for name, text in texts.items()}
             saved["progress"] = progress = Progress(**saved["progress"])
-            sum(row["epoch"] + row["val_CIDEr"] for row in progress.rows)  # else they cannot be compared
+            progress.rows = [dict(row) for row in progress.rows if math.isfinite(row["epoch"] + row["val_CIDEr"])]
             saved["train"] = dict(saved["config"]["train"])
             about, vocabulary = dict(saved["about"]), saved["beside"]["vocab.json"]
         check_features(about, self.data.store, path)
         if vocabulary != digests(about, self.data.vocabulary)["vocab.json"]:
             raise UserError(f"{path}: was trained with another vocabulary than the one at hand; use another --run")
-        if about.get("model") != model:
+        if about.get("model") != self.about["model"]:
             raise UserError(f"{path}: was trained with other model settings ({about.get('model')}); use another --run")
         return tensors, saved
 

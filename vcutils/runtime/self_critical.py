@@ -20,7 +20,7 @@ def check_samples(settings: Any) -> None:
 
 
 def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> Any:
-    """The batch with K ≥ 2 sampled captions per clip, and their advantages by `rewards` as weights (B, K)."""
+    """The batch with K ≥ 2 sampled captions per clip, weighted (B, K) by their advantages; `rewards` are References."""
     captions = sample_captions(model, batch, vocabulary, max_length)
     clips, count, _ = captions.shape
     end = vocabulary.index["<end>"]

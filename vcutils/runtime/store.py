@@ -115,7 +115,7 @@ class FeatureStore:
         return extracted
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        """Features (T, D) of one clip as stored, if not float16 as float32. Raises UserError for unusable ones."""
+        """Features (T, D) of one clip, float16 or float32. Raises UserError for missing and unusable ones."""
         if video_id in self._cache:
             return self._cache[video_id]
         if video_id not in self.ids:
@@ -160,7 +160,7 @@ class FeatureStore:
 
 
 def pack(folder: Path, progress: bool = True) -> Path:
-    """Write all features of a folder into one file, read in place of the others. Raises UserError for unusable ones."""
+    """Write all features of a folder into one file, read in place of theirs. Raises UserError for unusable ones."""
     folder = Path(folder)
     with holding(folder, "pack"), replacing(folder / PACK) as temporary:
         store, digest, begin = FeatureStore(folder, packed=False), _manifest_digest(folder), 0
