@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import clip_batches
+from vcutils.dataset import pad_frames
 from vcutils.model import CaptionModel
 from vcutils.runtime.beams import search
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START, UNK, Vocabulary
 
-NEVER = [PAD, START, UNK]  # no reader is helped by them
+NEVER = [PAD, START, UNK]  # words that no caption may hold
+CLIPS_AT_ONCE = 64
 
 
 @dataclass
@@ -86,9 +87,8 @@ def beam_search(
 
 def _next_word(model: CaptionModel, memory, state, word: int, is_first: bool):
     """Log-probabilities (V,) of the word behind `word`, and the decoder's new state."""
-    read = model.decoder.read(torch.tensor([[word]]))
-    state, context, _ = model.decoder.step(read, state, memory)
-    log_probs = model.decoder.logits(state[0], context)[0, 0].log_softmax(dim=-1)
+    state, logits, _ = model.decoder.step(torch.tensor([[word]]), state, memory)
+    log_probs = logits[0, 0].log_softmax(dim=-1)  # (V,)
     log_probs[[*NEVER, END] if is_first else NEVER] = float("-inf")  # a caption has a word
     return log_probs, state
 
@@ -135,9 +135,10 @@ def predict(
     sources: Sequence[str] | None = None,
 ) -> dict[str, Hypothesis]:
     """The best hypothesis per clip; `sources` are the clips whose features are shown instead."""
-    hypotheses = []
-    for _, features, frame_mask in clip_batches(store, ids if sources is None else sources):
-        beams = generate(model, vocabulary, features, frame_mask, config)
+    sources, hypotheses = ids if sources is None else sources, []
+    for start in range(0, len(sources), CLIPS_AT_ONCE):
+        arrays = [store[i] for i in sources[start : start + CLIPS_AT_ONCE]]
+        beams = generate(model, vocabulary, *pad_frames(arrays), config)
         hypotheses += [clip[0] for clip in beams]
     return dict(zip(ids, hypotheses, strict=True))
 

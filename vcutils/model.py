@@ -84,8 +84,9 @@ class Decoder(nn.Module):
         E, H = config.embed_dim, config.decoder_dim
         self.embed = nn.Embedding(vocab_size, E, padding_idx=PAD)
         self.attention = AdditiveAttention(config, memory_dim)
-        self.word_gates = nn.Linear(E, 4 * H)  # the LSTM's weights for the word …
-        self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)  # … and for [context; h]
+        # One LSTM cell over [word; context; h], in two parts: training computes all words' at once.
+        self.word_gates = nn.Linear(E, 4 * H)
+        self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)
         for layer in (self.word_gates, self.state_gates):  # as nn.LSTMCell starts
             nn.init.uniform_(layer.weight, -(H**-0.5), H**-0.5)
         self.init_h = nn.Linear(memory_dim, H)
@@ -101,21 +102,21 @@ class Decoder(nn.Module):
         return h[:, None].expand(-1, count, -1), c[:, None].expand(-1, count, -1)
 
     def read(self, words: Tensor) -> Tensor:
-        """The words' part of the LSTM's gates (…, 4H) for word ids (…); it needs no state."""
+        """The words' part of the LSTM's gates (…, 4H) for word ids (…)."""
         return self.word_gates(self.dropout(self.embed(words)))
 
-    def step(self, word_gates: Tensor, state: State, memory: Memory):
-        """Attend, then read one word per caption: word_gates (B, K, 4H), see `read`.
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
+        """Read one word per caption, words (B, K), and score the word behind it.
 
-        Returns the new state, the context (B, K, C) and the attention weights (B, K, T).
+        Returns the new state, the logits (B, K, V) and the attention weights (B, K, T).
         """
         h, c = state
         context, weights = self.attention(h, memory)
-        gates = word_gates + self.state_gates(torch.cat([context, h], dim=-1))
+        gates = self.read(words) + self.state_gates(torch.cat([context, h], dim=-1))
         i, f, g, o = gates.chunk(4, dim=-1)  # input, forget, candidate, output: (B, K, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        return (h, c), context, weights
+        return (h, c), self.logits(h, context), weights
 
     def logits(self, h: Tensor, context: Tensor) -> Tensor:
         """Scores of the next word (…, V) from states (…, H) and contexts (…, C)."""
@@ -145,18 +146,20 @@ class CaptionModel(nn.Module):
             values, kept = encode_some(self.encoder, features, frame_mask, self.config)
         return Memory(values, self.decoder.attention.keys(values), kept)
 
-    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor):
+    def forward(
+        self, features: Tensor, frame_mask: Tensor, inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: read the true word t, score word t + 1.
 
         `inputs` (B, K, L) are <start> and the words. Returns logits (B, K, L, V) and attention
-        weights (B, K, L, T). `runtime.fast` holds the form that training uses.
+        weights (B, K, L, T). Training uses an equal, faster form (`runtime.fast`).
         """
         memory = self.encode(features, frame_mask)
-        state, words = self.decoder.start(memory, inputs.shape[1]), self.decoder.read(inputs)
+        state = self.decoder.start(memory, count=inputs.shape[1])
         steps = []
         for t in range(inputs.shape[2]):
-            state, context, weights = self.decoder.step(words[:, :, t], state, memory)
-            steps.append((self.decoder.logits(state[0], context), weights))
+            state, logits, weights = self.decoder.step(inputs[:, :, t], state, memory)
+            steps.append((logits, weights))
         logits, weights = (torch.stack(parts, dim=2) for parts in zip(*steps, strict=True))
         return logits, weights
 

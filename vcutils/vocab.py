@@ -9,8 +9,8 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -23,9 +23,8 @@ PAD, START, END, UNK = range(4)
 
 @cache
 def _tokenizer():
-    from nltk.tokenize import (
-        NLTKWordTokenizer,
-    )  # the class behind word_tokenize; needs no downloaded data
+    """What nltk's word_tokenize uses inside; unlike that function, it needs no downloaded data."""
+    from nltk.tokenize import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
 
@@ -41,28 +40,33 @@ def tokenize(caption: str) -> list[str]:
     return [word for word in words if any(c.isalnum() for c in word)]
 
 
+_remembered_words = lru_cache(100_000)(tokenize)  # training reads every caption many times
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Words in index order; `<pad>` is 0, then `<start>`, `<end>`, `<unk>`."""
 
     words: tuple[str, ...]
     counts: tuple[int, ...]  # occurrences in the training split; 0 for the four special words
-    index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.words[:4] != SPECIALS or len(self.words) != len(self.counts):
+        is_whole = len(self.index) == len(self.words) == len(self.counts)
+        if self.words[:4] != SPECIALS or not is_whole:
             start = " ".join(SPECIALS)
-            raise UserError(f"vocabulary: must begin with {start} and hold one count per word")
-        if twice := [word for word, count in Counter(self.words).items() if count > 1]:
-            raise UserError(f"vocabulary: {twice[0]!r} stands there more than once")
-        object.__setattr__(self, "index", {word: i for i, word in enumerate(self.words)})
+            raise UserError(f"must be {start}, then other words once each, with a count per word")
 
     def __len__(self) -> int:
         return len(self.words)
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Word -> number."""
+        return {word: i for i, word in enumerate(self.words)}
+
     def encode(self, caption: str, max_length: int | None = None) -> list[int]:
         """`<start>` words `<end>` as indices; unknown words become `<unk>`, long ones are cut."""
-        words = tokenize(caption)[:max_length]
+        words = _remembered_words(caption)[:max_length]
         return [START, *(self.index.get(word, UNK) for word in words), END]
 
     def decode(self, ids: Iterable[int]) -> list[str]:

@@ -69,20 +69,25 @@ class TrainingModel(nn.Module):
 
 
 def fast_loss(
-    model: nn.Module, batch: Any, pad: int, label_smoothing: float = 0.0, inputs: Tensor | None = None
+    model: nn.Module,
+    batch: Any,
+    pad: int,
+    label_smoothing: float = 0.0,
+    inputs: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The loss of `model.caption_loss` through a TrainingModel (or its wrapper for many GPUs).
 
-    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With weights in the
-    batch each word's loss is multiplied by its caption's, and nothing is smoothed.
+    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With `weights` (B, K)
+    each word's loss is multiplied by its caption's, and nothing is smoothed.
     """
     real = batch.targets != pad
     # <end> is a target and never an input; a position is real when its target is.
     given = (batch.inputs if inputs is None else inputs).masked_fill(~real, pad)
     logits, _ = model(batch.features, batch.frame_mask, given)
-    if batch.weights is not None:
+    if weights is not None:
         each = functional.cross_entropy(logits.float(), batch.targets[real], reduction="none")
-        return (each * batch.weights[:, :, None].expand_as(real)[real]).mean()
+        return (each * weights[:, :, None].expand_as(real)[real]).mean()
     return functional.cross_entropy(logits.float(), batch.targets[real], label_smoothing=label_smoothing)
 
 
