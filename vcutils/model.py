@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         E, H = config.embed_dim, config.decoder_dim
         self.embed = nn.Embedding(vocab_size, E, padding_idx=PAD)
         self.attention = AdditiveAttention(config, memory_dim)
-        # One LSTM cell over [word; context; h], in two parts: training computes all words' at once.
+        # An LSTM cell over [word; context; h] in two parts: training does all words' part at once.
         self.word_gates = nn.Linear(E, 4 * H)
         self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)
         for layer in (self.word_gates, self.state_gates):  # as nn.LSTMCell starts
@@ -101,10 +101,6 @@ class Decoder(nn.Module):
         h, c = torch.tanh(self.init_h(mean)), torch.tanh(self.init_c(mean))
         return h[:, None].expand(-1, count, -1), c[:, None].expand(-1, count, -1)
 
-    def read(self, words: Tensor) -> Tensor:
-        """The words' part of the LSTM's gates (…, 4H) for word ids (…)."""
-        return self.word_gates(self.dropout(self.embed(words)))
-
     def step(self, words: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
         """Read one word per caption, words (B, K), and score the word behind it.
 
@@ -112,7 +108,8 @@ class Decoder(nn.Module):
         """
         h, c = state
         context, weights = self.attention(h, memory)
-        gates = self.read(words) + self.state_gates(torch.cat([context, h], dim=-1))
+        word = self.dropout(self.embed(words))  # (B, K, E)
+        gates = self.word_gates(word) + self.state_gates(torch.cat([context, h], dim=-1))
         i, f, g, o = gates.chunk(4, dim=-1)  # input, forget, candidate, output: (B, K, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -169,7 +166,5 @@ def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
 
     The target at t is the input at t + 1; padding takes no part.
     """
-    return cross_entropy(
-        logits.float().flatten(0, 2), targets.flatten(), ignore_index=PAD,
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
+    logits, targets = logits.float().flatten(0, 2), targets.flatten()
+    return cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=label_smoothing)

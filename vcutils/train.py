@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -67,10 +68,7 @@ class Trainer:
         settings = self.settings
         check_samples(settings)
         self.accelerator = make_accelerator(settings.precision)
-
-        def new_model() -> CaptionModel:
-            return CaptionModel(config.model, len(data.vocabulary), data.store.dim)
-
+        new_model = partial(CaptionModel, config.model, len(data.vocabulary), data.store.dim)
         # Before seeding, since the search for a batch that fits draws random numbers.
         self.batch_size = fitting_batch(self.accelerator, new_model, data, settings)
         torch.manual_seed(settings.seed)
@@ -84,9 +82,8 @@ class Trainer:
         self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, *shown)
         self.validation = CaptionDataset(data, "val", None, *shown)
         self.references = references({i: data.captions[i] for i in self.validation.ids})
-        self.rewards = None
-        if settings.scst_epochs:
-            self.rewards = references({i: data.captions[i] for i in self.dataset.ids})
+        train_captions = {i: data.captions[i] for i in self.dataset.ids}
+        self.rewards = references(train_captions) if settings.scst_epochs else None
         parameters = self.model.parameters()
         self.network, self.optimizer, self.loader = self.accelerator.prepare(
             TrainingModel(self.model),

@@ -60,6 +60,26 @@ def is_file_name(video_id: Any) -> bool:
     return isinstance(video_id, str) and not _NO_FILE_NAME.search(video_id) and len(video_id.encode()) <= 200
 
 
+def collect_clips(files: Iterable[Path], folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Video files by id, the file's name without its suffix; of two files of one id the first stays.
+
+    Raises UserError for two ids that some systems take for one.
+    """
+    clips: dict[str, Path] = {}
+    for path in files:
+        if path.name.startswith("."):
+            continue
+        if not is_file_name(path.stem):
+            problems.append(f"{path.name!r}: passed over, no other system can hold it; rename it")
+        elif path.stem in clips:
+            first = clips[path.stem].name
+            problems.append(f"{path.stem}: {path.name} has the id of {first}; the latter is used")
+        else:
+            clips[path.stem] = path
+    check_ids(clips, folder)
+    return clips
+
+
 def collect_captions(pairs: Iterable[tuple[str, str]], path: Path, problems: list[str]) -> dict[str, list[str]]:
     """Captions by id from (id, caption) pairs, blanks tidied, without empty and endless ones.
 

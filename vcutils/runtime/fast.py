@@ -35,7 +35,8 @@ class TrainingModel(nn.Module):
         # Where the n words of all steps stand among the N · L positions, step after step.
         positions = (order * length + steps[:, None])[alive]
         counts = [n for n in alive.sum(dim=1).tolist() if n]
-        words = decoder.read(inputs.flatten()[positions]).split(counts)  # (n_t, 4H) of each step
+        embedded = decoder.dropout(decoder.embed(inputs.flatten()[positions]))  # (n, E)
+        words = decoder.word_gates(embedded).split(counts)  # (n_t, 4H) of each step
         h, c = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
         query, state_gates = SharedLinear(decoder.attention.query), SharedLinear(decoder.state_gates)
         states, contexts, all_weights = [], [], []

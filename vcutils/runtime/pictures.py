@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vcutils.runtime.capture import cv2, open_clip
+from vcutils.runtime.capture import VideoError, cv2, open_clip
 from vcutils.video import Frames, decode_frames
 
 
@@ -23,4 +23,9 @@ def frames_at(path: Path, indices: Iterable[int], height: int | None = None) -> 
 
 def check_first_frame(path: Path) -> Frames:
     """The first frame of a clip, without its pixels. Raises VideoError when not even that one decodes."""
-    return decode_frames(path, open_clip(path), [0], lambda frame: frame[:0], stop_after_last=True)
+    capture = open_clip(path)
+    is_read, frame = capture.read()
+    capture.release()
+    if not is_read:
+        raise VideoError(f"{path}: its first frame does not decode; the file is empty, cut or not a video")
+    return Frames([frame[:0]], [0], [0.0], fps=25.0, decoded=1)
