@@ -167,17 +167,14 @@ def suited(config: Config, clips: int, captions: int) -> Config:
     epochs, since each has more steps.
     """
     small, large = captions < 2000, captions > 30_000
-
-    def filled(part: Any, **values: Any) -> Any:
-        open_fields = {name: v for name, v in values.items() if getattr(part, name) is None}
-        return dataclasses.replace(part, **open_fields)
-
-    train = filled(
-        config.train,
-        epochs=20 if small or large else 30,
-        batch_size=min(32, max(4, clips // 50)),
-        lr=7e-4 if small else 2e-3,
-        val_beam_size=5 if small else 1,
-    )
-    model = filled(config.model, dropout=0.5 if small else 0.3)
+    by_size: dict[str, Any] = {
+        "epochs": 20 if small or large else 30,
+        "batch_size": min(32, max(4, clips // 50)),
+        "lr": 7e-4 if small else 2e-3,
+        "val_beam_size": 5 if small else 1,
+    }
+    given = {name: value for name, value in vars(config.train).items() if value is not None}
+    train, model = TrainConfig(**(by_size | given)), config.model
+    if model.dropout is None:
+        model = dataclasses.replace(model, dropout=0.5 if small else 0.3)
     return dataclasses.replace(config, train=train, model=model)

@@ -143,8 +143,7 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
-    sampler = ClipSampler(dataset, batch_size)
-    pin = torch.cuda.is_available()
     return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, pin_memory=pin
-    )
+        dataset, batch_sampler=ClipSampler(dataset, batch_size), collate_fn=collate,
+        num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip

@@ -71,6 +71,7 @@ class AdditiveAttention(nn.Module):
         scores = self.score(torch.tanh(memory.keys[:, None] + query)).squeeze(-1)  # (B, K, T)
         if self.uniform:
             scores = torch.zeros_like(scores)
+        # Padding gets weight 0, exactly; float, since half precision would round small weights.
         scores = scores.float().masked_fill(~memory.mask[:, None], float("-inf"))
         weights = scores.softmax(dim=-1).to(memory.values.dtype)  # (B, K, T)
         return weights @ memory.values, weights
@@ -131,17 +132,16 @@ class CaptionModel(nn.Module):
         self.decoder = Decoder(config, vocab_size, 2 * config.encoder_dim)
 
     def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
-        """Encode B clips once, for all their captions.
+        """Encode features (B, T, D) with frame_mask (B, T), once per clip for all its captions.
 
-        Raises ValueError for shapes other than features (B, T, D) and frame_mask (B, T), a clip
-        without frames, or a mask with holes.
+        Raises ValueError for other shapes, a clip without frames, or a mask with holes.
         """
         check_frames(features, frame_mask, self.feature_dim)
         if self.config.max_frames is None and self.config.frame_order == "kept":
-            values, kept = self.encoder(features, frame_mask), frame_mask
-        else:  # an ablation
-            values, kept = encode_some(self.encoder, features, frame_mask, self.config)
-        return Memory(values, self.decoder.attention.keys(values), kept)
+            values, mask = self.encoder(features, frame_mask), frame_mask
+        else:  # for ablations: fewer frames, or in another order
+            values, mask = encode_some(self.encoder, features, frame_mask, self.config)
+        return Memory(values, self.decoder.attention.keys(values), mask)
 
     def forward(
         self, features: Tensor, frame_mask: Tensor, inputs: Tensor

@@ -73,14 +73,10 @@ class Trainer:
         self.batch_size = fitting_batch(self.accelerator, new_model, data, settings)
         torch.manual_seed(settings.seed)
         self.model = new_model()
-        shown = (
-            settings.max_length,
-            settings.seed,
-            settings.frame_dropout,
-            settings.shuffle_features,
-        )
-        self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, *shown)
-        self.validation = CaptionDataset(data, "val", None, *shown)
+        names = ("max_length", "seed", "frame_dropout", "shuffle_features")
+        shown = {name: getattr(settings, name) for name in names}
+        self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, **shown)
+        self.validation = CaptionDataset(data, "val", None, **shown)
         self.references = references({i: data.captions[i] for i in self.validation.ids})
         train_captions = {i: data.captions[i] for i in self.dataset.ids}
         self.rewards = references(train_captions) if settings.scst_epochs else None
@@ -106,11 +102,11 @@ class Trainer:
         """
         record, batches = self.record, len(self.loader)
         done = self.progress.epoch * batches + self.progress.batch
-        quiet = is_quiet(self.show and self.accelerator.is_main_process)
-        with record.writing(), tqdm(
+        bar = tqdm(
             desc=f"train {record.run.name}", total=record.epochs * batches, initial=done,
-            unit="batch", leave=False, disable=quiet,
-        ) as bar:  # fmt: skip
+            unit="batch", leave=False, disable=is_quiet(self.show and record.is_main),
+        )  # fmt: skip
+        with record.writing(), bar:
             while not record.finished and self._epoch(bar):
                 row = self.history[-1]
                 bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
@@ -130,7 +126,7 @@ class Trainer:
             is_step = done % settings.accumulation == 0 or done == batches
             # Several processes exchange their gradients only where a step follows.
             with nullcontext() if is_step else self.accelerator.no_sync(self.network):
-                batch, loss = self._loss(batch)
+                batch, loss = self.loss(batch)
                 self.accelerator.backward(loss / settings.accumulation)
             progress.add(float(loss.detach()), words=int((batch.targets != PAD).sum()))
             bar.update()
@@ -147,7 +143,7 @@ class Trainer:
         self._end_epoch(monotonic() - begun)
         return True
 
-    def _loss(self, batch: Batch) -> tuple[Batch, Tensor]:
+    def loss(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The batch that is learned from, and its loss: teacher forcing, or rewarded samples."""
         settings, epoch, inputs, advantages = self.settings, self.progress.epoch, None, None
         vocabulary, autocast = self.data.vocabulary, self.accelerator.autocast
@@ -155,9 +151,9 @@ class Trainer:
             batch, advantages = sampled_batch(
                 self.model, batch, vocabulary, self.rewards, settings.max_length
             )
-        elif share := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
+        elif guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
             with autocast():  # a block of its own: it keeps copies of weights without gradients
-                inputs = sampled_inputs(self.network, batch, PAD, START, share)
+                inputs = sampled_inputs(self.network, batch, PAD, START, guessed)
         with autocast():
             loss = fast_loss(self.network, batch, PAD, settings.label_smoothing, inputs, advantages)
         return batch, loss

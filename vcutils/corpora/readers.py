@@ -129,23 +129,19 @@ def _json_captions(path: Path) -> list[tuple[str, str]]:
 def msrvtt_splits(path: Path) -> Splits | None:
     """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
     data = read_json(path)
-    splits: Splits = {split: [] for split in SPLITS}
     with reading(path, "its videos are not MSR-VTT's", "take the published file"):
-        for video in data.get("videos", []):
-            split = "val" if video.get("split") == "validate" else video.get("split")
-            if split in splits:
-                splits[split].append(video["video_id"])
+        videos = [(video["video_id"], video.get("split")) for video in data.get("videos", [])]
+    names = {"train": ("train",), "val": ("val", "validate"), "test": ("test",)}
+    splits = {split: [i for i, name in videos if name in names[split]] for split in SPLITS}
     return checked_splits(splits, path) if all(splits.values()) else None
 
 
 def msvd_splits(ids: Iterable[str]) -> Splits | None:
     """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
-    splits: Splits = {split: [] for split in SPLITS}
-    for video_id, split in msvd_split_of(ids).items():
-        if split is None:
-            return None
-        splits[split].append(video_id)
-    return splits
+    split_of = msvd_split_of(ids)
+    if None in split_of.values():
+        return None
+    return {split: [i for i in split_of if split_of[i] == split] for split in SPLITS}
 
 
 def msvd_split_of(ids: Iterable[str]) -> dict[str, str | None]:

@@ -109,9 +109,12 @@ def collect_captions(pairs: Iterable[tuple[str, str]], path: Path, problems: lis
     return captions
 
 
-def checked_splits(splits: Mapping[str, list[str]], path: Path) -> dict[str, list[str]]:
-    """The splits without repetitions. Raises UserError for bad ids, and for an id in two splits."""
+def checked_splits(splits: Any, path: Path) -> dict[str, list[str]]:
+    """The splits without repetitions. Raises UserError for another form, bad ids, and an id in two splits."""
     names = ("train", "val", "test")
+    is_dict = isinstance(splits, dict) and set(splits) == set(names)
+    if not is_dict or not all(isinstance(ids, list) for ids in splits.values()):
+        raise UserError(f'{path}: must be {{"train": [ids], "val": [ids], "test": [ids]}}')
     check_ids((video_id for split in names for video_id in splits[split]), path)
     seen: dict[str, str] = {}
     for split in names:
