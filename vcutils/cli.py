@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from vcutils.config import Config, DecodeConfig, ModelConfig, TrainConfig, UserError
 
 CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folder")]
+FeaturesArg = Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")]
 RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
 ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files")]
 SplitArg = Annotated[Literal["train", "val", "test"], arg(help="the split to measure on")]
@@ -92,10 +93,7 @@ def extract(
     return _print(summary, as_json, failed=report.failed)
 
 
-def pack(
-    features: Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")],
-    as_json: JsonArg = False,
-) -> int:
+def pack(features: FeaturesArg, as_json: JsonArg = False) -> int:
     """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
     from vcutils.runtime import store
 

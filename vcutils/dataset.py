@@ -92,7 +92,7 @@ class CaptionDataset(Dataset):
         features = self.data.store[self.sources[position]]
         if self.captions_per_clip is not None:
             generator = np.random.default_rng((self.seed, self.epoch, position))
-            order = generator.permutation(len(captions))
+            order = generator.permutation(len(captions))  # a clip with fewer than K repeats some
             captions = [captions[order[k % len(order)]] for k in range(self.captions_per_clip)]
             if self.frame_dropout:
                 stays = generator.random(len(features)) >= self.frame_dropout

@@ -36,12 +36,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, feature_dim: int) -> None:
         super().__init__()
-        self.project = nn.Linear(feature_dim, 2 * config.encoder_dim)
+        C = 2 * config.encoder_dim  # the LSTM's two directions, side by side
+        self.project = nn.Linear(feature_dim, C)
         self.dropout = nn.Dropout(config.dropout or 0.0)
         self.lstm = None
         if config.encoder == "bilstm":
-            size = 2 * config.encoder_dim
-            self.lstm = nn.LSTM(size, config.encoder_dim, batch_first=True, bidirectional=True)
+            self.lstm = nn.LSTM(C, config.encoder_dim, batch_first=True, bidirectional=True)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""

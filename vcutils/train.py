@@ -62,10 +62,10 @@ class Trainer:
         resume: bool | Literal["auto"] = False,
         progress: bool = True,
     ) -> None:
-        self.data, self.show = data, progress
-        self.config = config = data.suited(config)
-        self.settings: Any = config.train  # no field that must be a number is None any more
-        settings = self.settings
+        self.data, self.has_bar = data, progress
+        self.config = config = data.suited(config)  # fills in what the corpus' size decides
+        settings: Any = config.train
+        self.settings = settings
         check_samples(settings)
         self.accelerator = make_accelerator(settings.precision)
         new_model = partial(CaptionModel, config.model, len(data.vocabulary), data.store.dim)
@@ -104,7 +104,7 @@ class Trainer:
         done = self.progress.epoch * batches + self.progress.batch
         bar = tqdm(
             desc=f"train {record.run.name}", total=record.epochs * batches, initial=done,
-            unit="batch", leave=False, disable=is_quiet(self.show and record.is_main),
+            unit="batch", leave=False, disable=is_quiet(self.has_bar and record.is_main),
         )  # fmt: skip
         with record.writing(), bar:
             while not record.finished and self._epoch(bar):
