@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from vcutils.config import Config, ModelConfig, TrainConfig
+from vcutils.config import PROFILES, Config, ModelConfig, TrainConfig
 from vcutils.corpora import load_corpus
 from vcutils.corpus import make_splits, save_splits
 from vcutils.dataset import CaptionData, load_data
@@ -146,7 +146,7 @@ def fake_backbone(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """The tiny profile with its data in a temporary folder."""
-    config = Config.from_profile("tiny")
+    config = PROFILES["tiny"]
     train = dataclasses.replace(config.train, epochs=3)
     return dataclasses.replace(config, data=tmp_path_factory.mktemp("data"), train=train)
 

@@ -52,7 +52,7 @@ def test_original_preset_holds_the_users_hyperparameters():
 
 def test_there_are_three_profiles():
     assert list(config.PROFILES) == ["tiny", "sample", "msvd"]
-    msvd = Config.from_profile("msvd")
+    msvd = config.PROFILES["msvd"]
     assert (msvd.extract.backbone, msvd.extract.num_frames, msvd.vocab.min_count) == ("resnet152", 40, 4)
 
 
@@ -159,7 +159,7 @@ def test_every_field_has_its_reason_on_its_line(repo):
 
 
 def test_settings_round_trip_as_json():
-    settings = Config.from_profile("msvd")
+    settings = config.PROFILES["msvd"]
     data = json.loads(to_json(settings))
     assert from_dict(TrainConfig, data["train"]) == settings.train
     assert from_dict(ModelConfig, data["model"]) == settings.model

@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from vcutils.config import ExtractConfig, UserError
 from vcutils.corpora import open_corpus
 from vcutils.corpus import save_splits
-from vcutils.dataset import CaptionDataset, clip_batches, collate, derange, load_data, make_loader
+from vcutils.dataset import CaptionDataset, collate, derange, load_data, make_loader
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START
 
@@ -192,19 +192,10 @@ def test_missing_features_say_what_to_run(tmp_path, toy_data):
         toy_data.store["ghost"]
 
 
-def test_clip_batches_keep_the_order(toy_data):
-    ids = ["c05", "c00", "c09"]
-    batches = list(clip_batches(toy_data.store, ids, 2))
-    assert [b[0] for b in batches] == [["c05", "c00"], ["c09"]]
-    features, mask = batches[0][1:]
-    assert mask.sum(1).tolist() == [len(toy_data.store["c05"]), len(toy_data.store["c00"])]
-    assert np.array_equal(features[1][mask[1]].numpy(), toy_data.store["c00"].astype(np.float32))
-
-
 def test_batch_moves_as_a_whole(dataset):
     batch = collate([dataset()[0]])
-    assert batch.weights is None and same(send_to_device(batch, "cpu"), batch)
-    moved = send_to_device(batch._replace(weights=torch.ones(1, 2)), "meta")
+    assert same(send_to_device(batch, "cpu"), batch)
+    moved = send_to_device(batch, "meta")
     assert type(moved) is type(batch) and moved.ids == batch.ids
     assert {tensor.device.type for tensor in moved[1:]} == {"meta"}
     assert moved.targets.device.type == "meta"

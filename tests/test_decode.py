@@ -19,8 +19,8 @@ def greedy(model, vocabulary, features, max_length):
     memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
     state, word, words, total, rows = model.decoder.start(memory, 1), START, [], 0.0, []
     while len(words) < max_length:
-        state, context, weights = model.decoder.step(model.decoder.read(torch.tensor([[word]])), state, memory)
-        scores = model.decoder.logits(state[0], context)[0, 0].log_softmax(-1)
+        state, logits, weights = model.decoder.step(torch.tensor([[word]]), state, memory)
+        scores = logits[0, 0].log_softmax(-1)
         allowed = scores.clone()
         allowed[[PAD, START, UNK] + ([END] if not words else [])] = -torch.inf
         word = int(allowed.argmax())
@@ -260,7 +260,8 @@ def test_model_keeps_its_mode_and_dropout_is_off(decided, vocabulary, clips):
     assert [h[0].log_prob for h in one] == [h[0].log_prob for h in other]
 
 
-def test_predict_gives_every_clip_its_best_hypothesis(decided, vocabulary):
+def test_predict_gives_every_clip_its_best_hypothesis(decided, vocabulary, monkeypatch):
+    monkeypatch.setattr("vcutils.decode.CLIPS_AT_ONCE", 2)
     clips = {i: torch.randn(n, 5, generator=torch.Generator().manual_seed(n)).numpy() for n, i in enumerate("abc", 2)}
     model, config = decided(), DecodeConfig(max_length=5)
     hypotheses = predict(model, vocabulary, clips, ["c", "a", "b"], config)

@@ -52,14 +52,14 @@ def test_counts_reasons_and_machine_are_told_and_nothing_is_written(make_corpus,
 
 
 def test_estimate_is_marked_as_one_and_equals_what_extraction_then_writes(make_corpus, settings):
-    config = settings(root := make_corpus(ids=tuple("abcdefgh")))
+    config = settings(make_corpus(ids=tuple("abcdefgh")))
     corpus = load_corpus(config)
     guess = examine(corpus, config)["estimate"]
     assert guess["measured on"].startswith("6 of 8 clips") and guess["minutes of extraction"] >= 0
     report = extract_corpus(corpus, config.artifacts, config.extract, progress=False)
     written = sum(np.load(report.folder / f"{i}.npy").nbytes for i in report.written)
     assert guess["disk for features, MB"] == round(written / 1e6, 1)
-    assert estimate(open_corpus(root), config, []) is None
+    assert estimate(config, []) is None
 
 
 def test_full_disk_missing_weights_and_impossible_split_are_problems(make_corpus, settings, monkeypatch):

@@ -126,7 +126,7 @@ def test_captions_weights_multiply_the_loss_of_their_words(small_model, make_bat
     logits, _ = model(batch.features, batch.frame_mask, batch.inputs)
     each = functional.cross_entropy(logits[real], batch.targets[real], reduction="none")
     expected = (each * weights[:, :, None].expand_as(real)[real]).mean()
-    weighted = fast_loss(TrainingModel(model), batch._replace(weights=weights), PAD, label_smoothing=0.1)
+    weighted = fast_loss(TrainingModel(model), batch, PAD, label_smoothing=0.1, weights=weights)
     assert torch.allclose(weighted, expected, atol=1e-6)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from vcutils.attention.measures import ground, read_events
 from vcutils.cli import main
-from vcutils.config import Config, ExtractConfig, UserError
+from vcutils.config import PROFILES, ExtractConfig, UserError
 from vcutils.corpora import open_corpus, open_run
 from vcutils.corpora.readers import read_captions
 from vcutils.corpus import make_splits, read_splits
@@ -70,7 +70,7 @@ def home(tmp_path, small_model):
     for name in ("best", "last"):
         save_model(run / name, model, about, vocabulary)
     where = {"corpus_dir": str(root), "features": str(features)}
-    (run / "config.json").write_text(json.dumps(where | json.loads(to_json(Config.from_profile("tiny")))))
+    (run / "config.json").write_text(json.dumps(where | json.loads(to_json(PROFILES["tiny"]))))
     return tmp_path
 
 

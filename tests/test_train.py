@@ -599,14 +599,14 @@ def test_advantages_compare_a_clips_samples_with_each_other(toy_data, toy_config
     config = toy_config(captions_per_clip=4, scst_epochs=1)
     trainer = Trainer(tmp_path / "run", config, toy_data, References, progress=False)
     batch = next(iter(trainer.loader))
-    sampled = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.rewards, 6)
-    assert sampled.weights.shape == (len(batch.ids), 4)
-    assert torch.allclose(sampled.weights.sum(1), torch.zeros(len(batch.ids)), atol=1e-5)
+    sampled, advantages = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.rewards, 6)
+    assert advantages.shape == (len(batch.ids), 4)
+    assert torch.allclose(advantages.sum(1), torch.zeros(len(batch.ids)), atol=1e-5)
     rows = sampled.captions[0].tolist()
     texts = [" ".join(toy_data.vocabulary.words[w] for w in row if w > END) for row in rows]
     reward = trainer.rewards.cider([(batch.ids[0], text) for text in texts], [END in row for row in rows])
     expected = [r - (sum(reward) - r) / 3 for r in reward]
-    assert sampled.weights[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert advantages[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_second_phase_starts_from_the_best_and_raises_the_reward(toy_data, toy_config, tmp_path):
@@ -790,5 +790,6 @@ def test_sampled_caption_that_does_not_end_is_rewarded_for_less(toy_data, toy_co
     words = [toy_data.vocabulary.index[w] for w in toy_data.captions[batch.ids[0]][0].split()]
     rows = torch.tensor([[START, *words, END], [START, *words, PAD]])
     monkeypatch.setattr("vcutils.runtime.self_critical.sample_captions", lambda *args: rows[None])
-    sampled = sampled_batch(trainer.model, batch._replace(ids=batch.ids[:1]), toy_data.vocabulary, trainer.rewards, 8)
-    assert sampled.weights[0, 0] > 0.1 and sampled.weights[0, 1] < -0.1
+    one = batch._replace(ids=batch.ids[:1])
+    _, advantages = sampled_batch(trainer.model, one, toy_data.vocabulary, trainer.rewards, 8)
+    assert advantages[0, 0] > 0.1 and advantages[0, 1] < -0.1

@@ -3,23 +3,24 @@
 Exit codes: 0 done, 1 problems were found, 2 wrong use or bad input. Heavy imports wait until a verb needs them.
 """
 
-import dataclasses
 import functools
 import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from vcutils.config import Config, DecodeConfig, ModelConfig, TrainConfig, UserError
-from vcutils.runtime.settings import to_json
 
 CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folder")]
+FeaturesArg = Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")]
 RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
 ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files")]
 SplitArg = Annotated[Literal["train", "val", "test"], arg(help="the split to measure on")]
@@ -38,26 +39,22 @@ def sample(
     """Render the embedded sample corpus (default: data/corpora/sample)."""
     from vcutils.corpora.sample import build
 
-    config = dataclasses.replace(Config.from_env(), corpus=None)
-    count = config.clips if clips is None else clips
-    print(build(out or config.corpus_dir, clips=count, seed=_at_least(0, seed, "--seed")))
+    config = replace(Config.from_env(), corpus=None)
+    config = replace(config, clips=config.clips if clips is None else clips, train=TrainConfig(seed=seed))
+    print(build(out or config.corpus_dir, clips=config.clips, seed=config.train.seed))
     return 0
 
 
 def doctor(
     corpus: CorpusArg,
-    fix: Annotated[
-        bool, arg(help="list the unreadable clips in exclude.txt, so that every stage leaves them out")
-    ] = False,
+    fix: Annotated[bool, arg(help="list unreadable clips in exclude.txt, so that every stage leaves them out")] = False,
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
     """Counts, split, unreadable clips, time and disk, what this machine has: what to know before hours are spent."""
-    from vcutils.corpora import load_corpus
     from vcutils.corpora.doctor import examine
 
-    config = _config(corpus, data)
-    report = examine(load_corpus(config), config, fix)
+    report = examine(*_open(corpus, data), fix)
     return _print(report, as_json, failed=report["problems"])
 
 
@@ -71,25 +68,21 @@ def extract(
     as_json: JsonArg = False,
 ) -> int:
     """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over."""
-    from vcutils.corpora import load_corpus
     from vcutils.features import extract_corpus, feature_folder
     from vcutils.runtime.cluster import extract_with_ray
 
-    config = _config(corpus, data, backbone)
-    settings = config.extract if num_frames is None else dataclasses.replace(config.extract, num_frames=num_frames)
-    opened = load_corpus(config)
-    ready = feature_folder(opened, config.artifacts, settings)
-    if ready in opened.features.values() or not opened.clips:
+    opened, config = _open(corpus, data, backbone, extract={"num_frames": num_frames})
+    if feature_folder(opened, config.artifacts, config.extract) in opened.features.values() or not opened.clips:
         others = "; name another --backbone to extract others from its clips" if opened.clips else ""
         raise UserError(f"{opened.root}: nothing to extract, it brings features: {', '.join(opened.features)}{others}")
     index, _, count = shard.partition("/")
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {shard!r}: write I/N with 1 <= I <= N, such as 2/8")
+    task = functools.partial(extract_corpus, opened, config.artifacts, config.extract)
     if engine == "ray":
-        task = functools.partial(extract_corpus, opened, config.artifacts, settings, progress=False)
-        report = extract_with_ray(task, int(count))
+        report = extract_with_ray(functools.partial(task, progress=False), int(count))
     else:
-        report = extract_corpus(opened, config.artifacts, settings, (int(index), int(count)))
+        report = task((int(index), int(count)))
     summary = {
         "features": str(report.folder),
         "written": len(report.written),
@@ -100,16 +93,12 @@ def extract(
     return _print(summary, as_json, failed=report.failed)
 
 
-def pack(
-    features: Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")],
-    as_json: JsonArg = False,
-) -> int:
+def pack(features: FeaturesArg, as_json: JsonArg = False) -> int:
     """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
     from vcutils.runtime import store
 
-    path = store.pack(features)
-    size = path.stat().st_size
-    return _print({"pack": str(path), "clips": len(store.FeatureStore(features).ids), "bytes": size}, as_json)
+    path, clips = store.pack(features), len(store.FeatureStore(features).ids)
+    return _print({"pack": str(path), "clips": clips, "bytes": path.stat().st_size}, as_json)
 
 
 def vocab(
@@ -119,11 +108,26 @@ def vocab(
     as_json: JsonArg = False,
 ) -> int:
     """Fix the split and count the vocabulary on its training part."""
-    config = _config(corpus, data)
-    if min_count is not None:
-        config = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, min_count=min_count))
-    report = _make_vocab(config)
-    return _print(report, as_json, failed=report["problems"])
+    from vcutils.corpus import make_splits, save_splits
+    from vcutils.runtime.files import holding, note
+    from vcutils.vocab import build_vocabulary, oov_rate
+
+    opened, config = _open(corpus, data, vocab={"min_count": min_count})
+    splits, origin = make_splits(opened)
+    vocabulary = build_vocabulary(opened.captions, splits["train"], config.vocab.min_count)
+    with holding(config.artifacts, "vocab"):
+        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
+        save_splits(splits, config.artifacts / "splits.json")
+        vocabulary.save(config.artifacts / "vocab.json")
+        note(config.artifacts, f"vocab: {len(vocabulary)} words, split by {origin}")
+    report = {
+        "artifacts": str(config.artifacts),
+        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
+        "words": len(vocabulary),
+        "out of vocabulary": {s: round(oov_rate(vocabulary, opened.captions, ids), 4) for s, ids in splits.items()},
+        "problems": opened.problems,
+    }
+    return _print(report, as_json, failed=opened.problems)
 
 
 def train(
@@ -144,19 +148,18 @@ def train(
     from vcutils.scores.coco import References
     from vcutils.train import Trainer
 
-    config = dataclasses.replace(_config(corpus, data, backbone), train=train, model=model)
+    opened, config = _open(corpus, data, backbone)
+    config = replace(config, train=train, model=model)
     if not run or run != Path(run).name or run.startswith("."):
         raise UserError(f"--run {run!r}: a run's name is one plain folder name")
-    loaded = _training_data(config)
+    loaded = _training_data(opened, config)
     reports: list[dict[str, Any]] = []
-    for seed in range(train.seed, train.seed + _at_least(1, seeds, "--seeds")):
+    for seed in _numbers(train.seed, seeds):
         folder = config.artifacts / "runs" / (run if seed == train.seed else f"{run}-seed{seed}")
-        settings = dataclasses.replace(config, train=dataclasses.replace(train, seed=seed))
-        trainer = Trainer(folder, settings, loaded, References, resume=resume)
+        trainer = Trainer(folder, replace(config, train=replace(train, seed=seed)), loaded, References, resume)
         if trainer.accelerator.is_main_process and not reports:
-            resolved = json.loads(to_json(trainer.config))
             for part in ("train", "model"):
-                print(f"{part}: {_text(resolved[part])}", file=sys.stderr)
+                print(f"{part}: {_text(vars(getattr(trainer.config, part)))}", file=sys.stderr)
         trainer.fit()
         reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
@@ -173,19 +176,18 @@ def ablate(
     """
     from vcutils.scores import ablations
 
-    config = _config(corpus, data)
-    numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
-    result = ablations.ablate(config, _training_data(config), config.artifacts / "runs", numbers, split)
+    opened, config = _open(corpus, data)
+    numbers = _numbers(config.train.seed, seeds)
+    result = ablations.ablate(config, _training_data(opened, config), config.artifacts / "runs", numbers, split)
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
 def evaluate(run: RunArg, split: SplitArg = "test", beam: BeamArg = None, as_json: JsonArg = False) -> int:
     """Caption a split and score it, beside a floor and a human line."""
-    from vcutils.corpora import open_run
     from vcutils.scores import report
 
-    opened = open_run(run)
-    result = report.evaluate(opened, split, _decode(opened, beam))
+    opened, decode = _run(run, beam)
+    result = report.evaluate(opened, split, decode)
     short = {name: value for name, value in result["protocol"].items() if name != "versions"}
     return _print(result, as_json, short=short, table=report.score_table(result, run.resolve().name))
 
@@ -202,26 +204,23 @@ def score(
     scores = coco.score(captions, known)
     protocol = {"clips": len(captions), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
     notes = coco.notes(scores, len(captions))
-    short = {name: value if value is None else round(value, 4) for name, value in scores.items()} | protocol
     report = {"scores": scores, "protocol": protocol, "notes": notes}
-    return _print(report, as_json, short=short, table="\n".join(notes))
+    return _print(report, as_json, short=scores | protocol, table="\n".join(notes))
 
 
 def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg = False) -> int:
     """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails."""
     from vcutils.attention.measures import attention_dict, word_views
-    from vcutils.corpora import open_run
     from vcutils.scores.runs import caption_files
 
     if not clips:
         raise UserError("caption: name at least one clip")
-    opened = open_run(run)
+    opened, decode = _run(run, beam)
     report: dict[str, Any] = {}
-    for clip, result in caption_files(opened, clips, _decode(opened, beam)):
+    for clip, result in caption_files(opened, clips, decode):
         if isinstance(result, UserError):
             report[str(clip)] = {"error": str(result)}
-            if not as_json:
-                print(result, file=sys.stderr)
+            print(result, file=sys.stderr)
             continue
         hypothesis, timestamps = result
         report[str(clip)] = attention_dict(hypothesis, timestamps)
@@ -230,8 +229,7 @@ def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg
             for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
                 line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
                 print(f"{line} ({view.weight:.0%} of the attention)")
-    failed = any("error" in row for row in report.values())
-    return _print(report, as_json, failed=failed) if as_json else int(failed)
+    return _print(report, as_json, short={}, failed=any("error" in row for row in report.values()))
 
 
 def explore(
@@ -244,16 +242,13 @@ def explore(
     as_json: JsonArg = False,
 ) -> int:
     """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file."""
-    from vcutils.corpora import open_run
-
     if not clips and not check:
         raise UserError("explore: name at least one clip, or --check")
-    opened = open_run(run)
-    decode = _decode(opened, beam)
+    opened, decode = _run(run, beam)
     if check:
-        from vcutils.attention.checks import check as run_checks
+        from vcutils.attention import checks
 
-        rows = run_checks(opened, split, decode)
+        rows = checks.check(opened, split, decode)
         short = {row["check"]: f"{row['result']:<28} ({row['chance'] or '–'})  {row['reads']}" for row in rows}
         return _print({"split": split, "checks": rows}, as_json, short=short)
     from vcutils.attention.page import page_for
@@ -262,6 +257,7 @@ def explore(
     return _print({"page": str(out), "problems": problems}, as_json, failed=problems)
 
 
+ABOUT = "Video captioning with attention, from raw clips to an attention explorer."
 VERBS = (sample, doctor, extract, pack, vocab, train, ablate, evaluate, score, caption, explore)
 
 
@@ -272,11 +268,7 @@ def main(args: list[str] | None = None) -> int:
         verbs: dict[str, Callable] = {verb.__name__: verb for verb in VERBS}
         verbs["train"] = functools.partial(train, train=defaults.train, model=defaults.model)
         return tyro.extras.subcommand_cli_from_dict(
-            verbs,
-            prog="python -m vcutils",
-            description="Video captioning with attention, from raw clips to an attention explorer.",
-            args=args,
-            config=(tyro.conf.FlagCreatePairsOff,),
+            verbs, prog="python -m vcutils", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,)
         )
     except (UserError, OSError) as error:  # an OSError names its file
         print(f"vcutils: {error}", file=sys.stderr)
@@ -284,97 +276,74 @@ def main(args: list[str] | None = None) -> int:
     except SystemExit as stop:
         given = sys.argv[1:] if args is None else args
         if stop.code and any(re.match("-[^-]", word) and word != "-h" for word in given):
-            hint = 'ids and files that begin with "-" go last, behind "--": … RUN -- -id'
-            print(f"vcutils: {hint}", file=sys.stderr)
+            print('vcutils: ids and files that begin with "-" go last, behind "--": … RUN -- -id', file=sys.stderr)
         raise
     except KeyboardInterrupt:
         print("vcutils: stopped; finished work is kept", file=sys.stderr)
         return 130
 
 
-def _config(corpus: Path, data: Path | None, backbone: str | None = None) -> Config:
-    """The profile's settings on a corpus that the user names, with a backbone of the user's choice."""
-    config = dataclasses.replace(Config.from_env(), corpus=Path(corpus).expanduser().resolve())
+def _open(
+    corpus: Path, data: Path | None, backbone: str | None = None, **changes: dict[str, Any]
+) -> tuple[Any, Config]:
+    """A corpus that the user names, and the profile's settings with changes {section: {field: value}}; None is none."""
+    from vcutils.corpora import load_corpus
+
+    config = replace(Config.from_env(), corpus=corpus.expanduser().resolve())
+    if data:
+        config = replace(config, data=data.expanduser().resolve())
     if backbone:
-        extract = dataclasses.replace(config.extract, backbone=backbone, own_features=False)
-        config = dataclasses.replace(config, extract=extract)
-    return dataclasses.replace(config, data=data.expanduser().resolve()) if data else config
+        changes["extract"] = changes.get("extract", {}) | {"backbone": backbone, "own_features": False}
+    for section, values in changes.items():
+        given = {name: value for name, value in values.items() if value is not None}
+        config = replace(config, **{section: replace(getattr(config, section), **given)})
+    return load_corpus(config), config
 
 
-def _at_least(low: int, value: int, name: str) -> int:
-    if value < low:
-        raise UserError(f"{name} {value}: must be {low} or more")
-    return value
+def _numbers(seed: int, seeds: int) -> range:
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be 1 or more")
+    return range(seed, seed + seeds)
 
 
-def _decode(run: Any, beam: int | None) -> DecodeConfig:
-    """The run's own decoding settings, with a beam size of the user's choice."""
-    return run.decode if beam is None else dataclasses.replace(run.decode, beam_size=beam)
+def _run(folder: Path, beam: int | None) -> tuple[Any, DecodeConfig]:
+    """A trained run, and its own decoding settings with a beam size of the user's choice."""
+    from vcutils.corpora import open_run
+
+    opened = open_run(folder)
+    return opened, opened.decode if beam is None else replace(opened.decode, beam_size=beam)
 
 
-def _training_data(config: Config) -> Any:
+def _training_data(opened: Any, config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
     from accelerate import PartialState
 
-    from vcutils.corpora import load_corpus
     from vcutils.dataset import load_data
 
-    with PartialState().main_process_first():  # the others find what it made
+    with PartialState().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
-            _print(_make_vocab(config), as_json=False, file=sys.stderr)
-    return load_data(load_corpus(config), config.artifacts, config.extract)
+            vocab(config.corpus_dir, data=config.data)
+    return load_data(opened, config.artifacts, config.extract)
 
 
-def _make_vocab(config: Config) -> dict[str, Any]:
-    """Write splits.json and vocab.json of a corpus; what was done as a report."""
-    from vcutils.corpora import load_corpus
-    from vcutils.corpus import make_splits, save_splits
-    from vcutils.runtime.files import holding, note
-    from vcutils.vocab import build_vocabulary, oov_rate
-
-    corpus = load_corpus(config)
-    splits, origin = make_splits(corpus)
-    vocabulary = build_vocabulary(corpus.captions, splits["train"], config.vocab.min_count)
-    with holding(config.artifacts, "vocab"):
-        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
-        save_splits(splits, config.artifacts / "splits.json")
-        vocabulary.save(config.artifacts / "vocab.json")
-        note(config.artifacts, f"vocab: {len(vocabulary)} words, split by {origin}")
-    return {
-        "artifacts": str(config.artifacts),
-        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
-        "words": len(vocabulary),
-        "out of vocabulary": {s: round(oov_rate(vocabulary, corpus.captions, ids), 4) for s, ids in splits.items()},
-        "problems": corpus.problems,
-    }
-
-
-def _print(
-    report: Mapping[str, Any],
-    as_json: bool,
-    short: Mapping[str, Any] | None = None,
-    table: str = "",
-    failed: Any = False,
-    file: TextIO | None = None,
-) -> int:
+def _print(report: dict, as_json: bool, short: dict | None = None, table: str = "", failed: Any = False) -> int:
     """Print a report, whole as JSON, or for people `short` (or all) as aligned lines and a table; the exit code.
 
     Long lists are shortened for people, never in JSON.
     """
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=2), file=file)
-        return int(bool(failed))
     lines = report if short is None else short
-    width = max(map(len, lines))
+    width = max(map(len, lines), default=0)
+    if as_json:
+        lines, table = {}, json.dumps(report, ensure_ascii=False, indent=2)
     for key, value in lines.items():
         if isinstance(value, Mapping) and len(_text(value)) > 100:
             value = [f"{name}: {_text(v)}" for name, v in value.items()]
         if isinstance(value, list):
             items = [_text(v) for v in value[:10]] + [f"… and {len(value) - 10} more"] * (len(value) > 10)
             value = ("\n" + " " * (width + 2)).join(items) or "none"
-        print(f"{key:<{width}}  {_text(value)}", file=file)
+        print(f"{key:<{width}}  {_text(value)}")
     if table:
-        print(table, file=file)
+        print(table)
     return int(bool(failed))
 
 

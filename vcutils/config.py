@@ -10,7 +10,7 @@ A field that is None is chosen by the corpus' size (`suited`). `Config.from_env(
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,11 +103,11 @@ class Config(Checked):
     corpus: Path | None = None  # a corpus folder; None = the embedded one
     data: Path = PROJECT_ROOT / "data"  # artifacts go to data/<corpus name>/
     clips: Count = 120  # size of the embedded corpus
-    extract: ExtractConfig = field(default_factory=ExtractConfig)
-    vocab: VocabConfig = field(default_factory=VocabConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    extract: ExtractConfig = ExtractConfig()
+    vocab: VocabConfig = VocabConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
 
     @property
     def corpus_dir(self) -> Path:
@@ -120,21 +120,16 @@ class Config(Checked):
         """data/<corpus name>/, where everything that is computed from the corpus goes."""
         return self.data / self.corpus_dir.resolve().name
 
-    @classmethod
-    def from_env(cls) -> "Config":
+    @staticmethod
+    def from_env() -> "Config":
         """Settings as the environment variables say. Raises UserError for what they do not know."""
-        config = cls.from_profile(os.environ.get("VCUTILS_PROFILE") or "sample")
-        paths: dict[str, Any] = settings.paths_from_env(("data", "corpus"), PROJECT_ROOT)
-        config = dataclasses.replace(config, **paths)
-        return settings.changed(config, os.environ.get("VCUTILS_SET") or "", PRESETS)
-
-    @classmethod
-    def from_profile(cls, name: str) -> "Config":
-        """Settings of one profile. Raises UserError for an unknown name."""
+        name = os.environ.get("VCUTILS_PROFILE") or "sample"
         if name not in PROFILES:
             known = ", ".join(PROFILES)
             raise UserError(f"unknown profile {name!r}: VCUTILS_PROFILE is one of {known}")
-        return PROFILES[name]
+        paths: dict[str, Any] = settings.paths_from_env(("data", "corpus"), PROJECT_ROOT)
+        config = dataclasses.replace(PROFILES[name], **paths)
+        return settings.changed(config, os.environ.get("VCUTILS_SET") or "", PRESETS)
 
 
 # The training values of the notebook that this course grew out of, kept to compare with.
@@ -178,8 +173,8 @@ def suited(config: Config, clips: int, captions: int) -> Config:
         "lr": 7e-4 if small else 2e-3,
         "val_beam_size": 5 if small else 1,
     }
-    by_size = {n: value for n, value in by_size.items() if getattr(config.train, n) is None}
-    train, model = dataclasses.replace(config.train, **by_size), config.model
+    given = {name: value for name, value in vars(config.train).items() if value is not None}
+    train, model = TrainConfig(**(by_size | given)), config.model
     if model.dropout is None:
         model = dataclasses.replace(model, dropout=0.5 if small else 0.3)
     return dataclasses.replace(config, train=train, model=model)

@@ -12,22 +12,15 @@ A corpus is a folder that anyone can bring. It is only ever read:
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from vcutils.config import UserError
-from vcutils.runtime.checks import (
-    check_ids,
-    checked_splits,
-    collect_captions,
-    existing_folder,
-    is_file_name,
-    unused,
-)
-from vcutils.runtime.files import read_json, reading, write_text
+from vcutils.runtime import checks
+from vcutils.runtime.files import read_json, read_text, write_text
 
 VIDEO_DIRS = ("videos", "YouTubeClips")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -69,11 +62,11 @@ def open_corpus(
     own_splits: Splits | None = None,
     problems: Iterable[str] = (),
 ) -> Corpus:
-    """Read a corpus folder; `captions` and `own_splits` as found in a file of another format.
+    """Read a corpus folder; `corpora.open_corpus` hands over what it read from other formats.
 
     Raises UserError when the folder, its captions, or both clips and features are missing.
     """
-    root, problems = existing_folder(root), list(problems)
+    root, problems = checks.existing_folder(root), list(problems)
     if captions is None:
         captions = read_captions(root / "captions.txt", problems)
     clips = find_clips(root, problems)
@@ -84,63 +77,40 @@ def open_corpus(
     if (root / "splits.json").is_file():
         own_splits = read_splits(root / "splits.json")
     corpus = Corpus(root, clips, captions, own_splits, features=features, problems=problems)
-    usable = set(corpus.usable)
-    if not usable:
+    if not corpus.usable:
         hint = "the ids of the captions must be the clips' file names"
         raise UserError(f"{root}: no clip has a caption; {hint}")
-    problems += unused(captions, clips, usable, own_splits)
+    problems += checks.unused(captions, clips, set(corpus.usable), own_splits)
     return corpus
 
 
 def find_clips(root: Path, problems: list[str]) -> dict[str, Path]:
-    """Video files by id (file name without suffix); of two files of one id the first stays."""
-    clips: dict[str, Path] = {}
-    folder = next((root / n for n in VIDEO_DIRS if (root / n).is_dir()), None)
-    if folder is None:
-        return clips
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
-            continue
-        if not is_file_name(path.stem):
-            problems.append(f"{path.name!r}: passed over, no other system can hold it; rename it")
-        elif path.stem in clips:
-            first = clips[path.stem].name
-            problems.append(f"{path.stem}: {path.name} has the id of {first}; the latter is used")
-        else:
-            clips[path.stem] = path
-    check_ids(clips, folder)
-    return clips
+    """Video files by id, which is the file's name without its suffix."""
+    for folder in (root / name for name in VIDEO_DIRS):
+        if folder.is_dir():
+            files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
+            return checks.collect_clips(files, folder, problems)
+    return {}
 
 
 def read_captions(path: Path, problems: list[str]) -> Captions:
-    """Captions by id from lines "<video_id> <caption>"; what cannot be read goes to `problems`."""
-    with reading(path, "cannot be read", "write one '<video_id> <caption>' per line"):
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    return collect_captions(caption_lines(path.name, lines, problems), path, problems)
-
-
-def caption_lines(
-    name: str, lines: Iterable[str], problems: list[str]
-) -> Iterator[tuple[str, str]]:
-    """(video id, caption) of each line that holds one; # begins a comment line."""
-    for number, line in enumerate(lines, 1):
+    """Captions by id from lines "<video_id> <caption>"; # begins a comment line."""
+    pairs = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         video_id, *caption = line.split(maxsplit=1)
         if caption:
-            yield video_id, caption[0]
+            pairs.append((video_id, caption[0]))
         else:
-            problems.append(f"{name}:{number}: no caption after the id {reprlib.repr(video_id)}")
+            problems.append(f"{path.name}:{number}: no caption after {reprlib.repr(video_id)}")
+    return checks.collect_captions(pairs, path, problems)
 
 
 def read_splits(path: Path) -> Splits:
     """A splits.json: {"train": [ids], "val": [ids], "test": [ids]}. Raises UserError for others."""
-    data = read_json(path)
-    right = isinstance(data, dict) and set(data) == set(SPLITS)
-    if not right or not all(isinstance(ids, list) for ids in data.values()):
-        raise UserError(f'{path}: must be {{"train": [ids], "val": [ids], "test": [ids]}}')
-    return checked_splits(data, path)
+    return checks.checked_splits(read_json(path), path)
 
 
 def make_splits(corpus: Corpus) -> tuple[Splits, str]:
@@ -152,17 +122,17 @@ def make_splits(corpus: Corpus) -> tuple[Splits, str]:
     usable = set(corpus.usable)
     if corpus.own_splits is not None:
         splits, origin = corpus.own_splits, corpus.split_origin
-    else:  # a clip that is left out must not deal all the others anew
+    else:  # with the excluded clips, so that leaving one out moves no other to another split
         splits, origin = random_splits(usable.union(corpus.excluded)), "70/15/15 at random, seed 42"
     splits = {name: [i for i in splits[name] if i in usable] for name in SPLITS}
     if not splits["val"] and len(splits["train"]) > 1:
-        moved = splits["train"][:: max(2, min(7, len(splits["train"])))]
+        moved = splits["train"][:: max(2, min(7, len(splits["train"])))]  # every seventh
         splits["train"] = [i for i in splits["train"] if i not in moved]
         splits["val"] = moved
         origin += f", {len(moved)} training clips moved to the empty validation split"
     for name in SPLITS:
         if not splits[name]:
-            reason = f"the {name} split ({origin}) has no clip that is at hand with captions"
+            reason = f"the {name} split ({origin}) has no clip with captions"
             raise UserError(f"{corpus.root}: {reason}; add some, or write a splits.json there")
     return splits, origin
 

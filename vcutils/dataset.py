@@ -4,7 +4,7 @@ Frames and words that do not exist are padding, and a mask says which; everythin
 the masks, so padding is never attended to and never learned.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,6 @@ from vcutils.runtime.sampler import ClipOrder, derange
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
 
-ENCODED_CAPTIONS = 100_000  # kept in memory once they are cut into words
 Item = tuple[str, np.ndarray, list[list[int]]]  # id, features (T, D), K captions as word ids
 
 
@@ -83,7 +82,6 @@ class CaptionDataset(Dataset):
         self.captions_per_clip, self.max_length = captions_per_clip, max_length
         self.seed, self.epoch, self.frame_dropout = seed, 0, frame_dropout
         self.sources = derange(self.ids, seed) if shuffle_features else self.ids
-        self._encoded: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,20 +92,13 @@ class CaptionDataset(Dataset):
         features = self.data.store[self.sources[position]]
         if self.captions_per_clip is not None:
             generator = np.random.default_rng((self.seed, self.epoch, position))
-            order = generator.permutation(len(captions))
+            order = generator.permutation(len(captions))  # a clip with fewer than K repeats some
             captions = [captions[order[k % len(order)]] for k in range(self.captions_per_clip)]
             if self.frame_dropout:
-                kept = generator.random(len(features)) >= self.frame_dropout
-                features = features[kept] if kept.any() else features
-        return video_id, features, [self._encode(caption) for caption in captions]
-
-    def _encode(self, caption: str) -> list[int]:
-        if caption in self._encoded:
-            return self._encoded[caption]
-        ids = self.data.vocabulary.encode(caption, self.max_length)
-        if len(self._encoded) < ENCODED_CAPTIONS:
-            self._encoded[caption] = ids
-        return ids
+                stays = generator.random(len(features)) >= self.frame_dropout
+                features = features[stays] if stays.any() else features
+        encode = self.data.vocabulary.encode
+        return video_id, features, [encode(caption, self.max_length) for caption in captions]
 
 
 class Batch(NamedTuple):
@@ -117,7 +108,6 @@ class Batch(NamedTuple):
     features: Tensor  # (B, T, D) float32, zeros where frame_mask is False
     frame_mask: Tensor  # (B, T) bool, True on frames that exist
     captions: Tensor  # (B, K, L+1) int64: <start> words <end>, then <pad>
-    weights: Tensor | None = None  # (B, K) how much each caption's loss counts; None: all alike
 
     @property
     def inputs(self) -> Tensor:
@@ -154,16 +144,7 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
     batches = BatchSampler(ClipOrder(dataset), batch_size, drop_last=False)
-    pin = torch.cuda.is_available()
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, pin_memory=pin
-    )
-
-
-def clip_batches(
-    store: FeatureStore, ids: Sequence[str], batch_size: int = 64
-) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """(ids, features (B, T, D), frame_mask (B, T)) of clips in order, to generate captions for."""
-    for start in range(0, len(ids), batch_size):
-        chunk = list(ids[start : start + batch_size])
-        yield chunk, *pad_frames([store[i] for i in chunk])
+        dataset, batch_sampler=batches, collate_fn=collate,
+        num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip

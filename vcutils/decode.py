@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import clip_batches
-from vcutils.model import CaptionModel
+from vcutils.dataset import pad_frames
+from vcutils.model import CaptionModel, Decoder, Memory, State
 from vcutils.runtime.beams import search
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import END, PAD, START, UNK, Vocabulary
 
-NEVER = [PAD, START, UNK]  # no reader is helped by them
+NEVER = [PAD, START, UNK]  # words that no caption may hold
+CLIPS_AT_ONCE = 64
 
 
 @dataclass
@@ -46,7 +47,7 @@ def greedy_search(model: CaptionModel, features: Tensor, max_length: int) -> lis
     words: list[int] = []
     state, word = model.decoder.start(memory, 1), START
     while len(words) < max_length:
-        log_probs, state = _next_word(model, memory, state, word, is_first=not words)
+        log_probs, state = _next_word(model.decoder, memory, state, word)
         word = int(log_probs.argmax())
         if word == END:
             break
@@ -64,32 +65,33 @@ def beam_search(
     log-probability / length ** penalty, since every further word makes a caption less likely.
     """
     memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
+    # Beginnings of captions: (log-probability, words so far, state of the decoder).
     alive: list[tuple] = [(0.0, [START], model.decoder.start(memory, 1))]
     ended: list[tuple] = []  # (score, words)
     for length in range(1, max_length + 1):
         candidates = []
         for total, words, state in alive:
-            log_probs, state = _next_word(model, memory, state, words[-1], is_first=length == 1)
+            log_probs, state = _next_word(model.decoder, memory, state, words[-1])
             best = log_probs.topk(beam_size + 1)  # one of them may be <end>
             for log_prob, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 candidates.append((total + log_prob, [*words, word], state))
         candidates.sort(key=lambda candidate: -candidate[0])
-        for total, words, _ in candidates[:beam_size]:  # an end must be among the best
+        for total, words, _ in candidates[:beam_size]:  # an <end> counts only among the best
             if words[-1] == END:
                 ended.append((total / length**penalty, words[1:-1]))
         alive = [candidate for candidate in candidates if candidate[1][-1] != END][:beam_size]
         ended.sort(key=lambda hypothesis: -hypothesis[0])
         if len(ended) >= beam_size and ended[beam_size - 1][0] >= alive[0][0] / length**penalty:
-            break  # no caption that is still being written is better than those that ended
+            break  # what is still being written is likely no better than what has ended
     return ended[0][1] if ended else alive[0][1][1:]
 
 
-def _next_word(model: CaptionModel, memory, state, word: int, is_first: bool):
-    """Log-probabilities (V,) of the word behind `word`, and the decoder's new state."""
-    read = model.decoder.read(torch.tensor([[word]]))
-    state, context, _ = model.decoder.step(read, state, memory)
-    log_probs = model.decoder.logits(state[0], context)[0, 0].log_softmax(dim=-1)
-    log_probs[[*NEVER, END] if is_first else NEVER] = float("-inf")  # a caption has a word
+def _next_word(decoder: Decoder, memory: Memory, state: State, word: int) -> tuple[Tensor, State]:
+    """Log-probabilities (V,) of the word after `word`, and the decoder's new state."""
+    state, logits, _ = decoder.step(torch.tensor([[word]]), state, memory)
+    log_probs = logits[0, 0].log_softmax(dim=-1)  # (V,)
+    # A caption has at least one word: <end> cannot follow <start>.
+    log_probs[[*NEVER, END] if word == START else NEVER] = float("-inf")
     return log_probs, state
 
 
@@ -119,11 +121,11 @@ def generate(
 def _hypothesis(
     vocabulary: Vocabulary, ids: list, log_probs: np.ndarray, score: float, attention: np.ndarray
 ) -> Hypothesis:
-    """A beam as text: its word ids with <end>, their log-probabilities, and attention rows."""
-    end = attention[-1] if ids[-1] == END else None
+    """A beam as text: its word ids, <end> included, with their log-probabilities and attention."""
+    end_attention = attention[-1] if ids[-1] == END else None
     words = [vocabulary.words[i] for i in ids if i != END]
-    log_prob, length = float(log_probs.sum()), len(words)
-    return Hypothesis(words, log_prob, score, log_probs[:length], attention[:length], end)
+    L, log_prob = len(words), float(log_probs.sum())
+    return Hypothesis(words, log_prob, score, log_probs[:L], attention[:L], end_attention)
 
 
 def predict(
@@ -135,9 +137,10 @@ def predict(
     sources: Sequence[str] | None = None,
 ) -> dict[str, Hypothesis]:
     """The best hypothesis per clip; `sources` are the clips whose features are shown instead."""
-    hypotheses = []
-    for _, features, frame_mask in clip_batches(store, ids if sources is None else sources):
-        beams = generate(model, vocabulary, features, frame_mask, config)
+    sources, hypotheses = ids if sources is None else sources, []
+    for start in range(0, len(sources), CLIPS_AT_ONCE):
+        arrays = [store[i] for i in sources[start : start + CLIPS_AT_ONCE]]
+        beams = generate(model, vocabulary, *pad_frames(arrays), config)
         hypotheses += [clip[0] for clip in beams]
     return dict(zip(ids, hypotheses, strict=True))
 

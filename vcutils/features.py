@@ -7,7 +7,6 @@ and its frames' times, or the reason why it failed. A run that was cut goes on w
 
 from contextlib import closing
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import torch
@@ -70,13 +69,12 @@ def extract_corpus(
             return ledger.report
         backbone = load_backbone(config.backbone)
         made_by = {"backbone": backbone.name, "weights": backbone.weights}
-        name, settings = f"{config.backbone} features", {"unit": "clip", "leave": False}
-        with (
-            closing(features_of_clips(backbone, ledger.todo, config)) as steps,
-            tqdm(steps, name, len(ledger.todo), disable=is_quiet(progress), **settings) as bar,
-        ):
-            for video_id, frames, features in bar:
+        bar = tqdm(
+            desc=f"{config.backbone} features", total=len(ledger.todo), unit="clip", leave=False,
+            disable=is_quiet(progress),
+        )  # fmt: skip
+        with bar, closing(features_of_clips(backbone, ledger.todo, config)) as clips:
+            for video_id, frames, features in clips:  # a VideoError stands in for frames that fail
                 ledger.add(video_id, frames, features, made_by)
-                rate = ledger.report.frames / (monotonic() - ledger.started)
-                bar.set_postfix_str(f"{rate:.0f} frames/s", refresh=False)
+                bar.update()
     return ledger.report

@@ -36,12 +36,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, feature_dim: int) -> None:
         super().__init__()
-        self.project = nn.Linear(feature_dim, 2 * config.encoder_dim)
+        C = 2 * config.encoder_dim  # the LSTM's two directions, side by side
+        self.project = nn.Linear(feature_dim, C)
         self.dropout = nn.Dropout(config.dropout or 0.0)
         self.lstm = None
         if config.encoder == "bilstm":
-            size = 2 * config.encoder_dim
-            self.lstm = nn.LSTM(size, config.encoder_dim, batch_first=True, bidirectional=True)
+            self.lstm = nn.LSTM(C, config.encoder_dim, batch_first=True, bidirectional=True)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""
@@ -71,6 +71,7 @@ class AdditiveAttention(nn.Module):
         scores = self.score(torch.tanh(memory.keys[:, None] + query)).squeeze(-1)  # (B, K, T)
         if self.uniform:
             scores = torch.zeros_like(scores)
+        # Padding gets weight 0, exactly; float, since half precision would round small weights.
         scores = scores.float().masked_fill(~memory.mask[:, None], float("-inf"))
         weights = scores.softmax(dim=-1).to(memory.values.dtype)  # (B, K, T)
         return weights @ memory.values, weights
@@ -84,8 +85,9 @@ class Decoder(nn.Module):
         E, H = config.embed_dim, config.decoder_dim
         self.embed = nn.Embedding(vocab_size, E, padding_idx=PAD)
         self.attention = AdditiveAttention(config, memory_dim)
-        self.word_gates = nn.Linear(E, 4 * H)  # the LSTM's weights for the word …
-        self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)  # … and for [context; h]
+        # An LSTM cell over [word; context; h] in two parts: training does all words' part at once.
+        self.word_gates = nn.Linear(E, 4 * H)
+        self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)
         for layer in (self.word_gates, self.state_gates):  # as nn.LSTMCell starts
             nn.init.uniform_(layer.weight, -(H**-0.5), H**-0.5)
         self.init_h = nn.Linear(memory_dim, H)
@@ -100,22 +102,19 @@ class Decoder(nn.Module):
         h, c = torch.tanh(self.init_h(mean)), torch.tanh(self.init_c(mean))
         return h[:, None].expand(-1, count, -1), c[:, None].expand(-1, count, -1)
 
-    def read(self, words: Tensor) -> Tensor:
-        """The words' part of the LSTM's gates (…, 4H) for word ids (…); it needs no state."""
-        return self.word_gates(self.dropout(self.embed(words)))
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
+        """Read one word per caption, words (B, K), and score the word behind it.
 
-    def step(self, word_gates: Tensor, state: State, memory: Memory):
-        """Attend, then read one word per caption: word_gates (B, K, 4H), see `read`.
-
-        Returns the new state, the context (B, K, C) and the attention weights (B, K, T).
+        Returns the new state, the logits (B, K, V) and the attention weights (B, K, T).
         """
         h, c = state
         context, weights = self.attention(h, memory)
-        gates = word_gates + self.state_gates(torch.cat([context, h], dim=-1))
+        word = self.dropout(self.embed(words))  # (B, K, E)
+        gates = self.word_gates(word) + self.state_gates(torch.cat([context, h], dim=-1))
         i, f, g, o = gates.chunk(4, dim=-1)  # input, forget, candidate, output: (B, K, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        return (h, c), context, weights
+        return (h, c), self.logits(h, context), weights
 
     def logits(self, h: Tensor, context: Tensor) -> Tensor:
         """Scores of the next word (…, V) from states (…, H) and contexts (…, C)."""
@@ -133,30 +132,31 @@ class CaptionModel(nn.Module):
         self.decoder = Decoder(config, vocab_size, 2 * config.encoder_dim)
 
     def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
-        """Encode B clips once, for all their captions.
+        """Encode features (B, T, D) with frame_mask (B, T), once per clip for all its captions.
 
-        Raises ValueError for shapes other than features (B, T, D) and frame_mask (B, T), a clip
-        without frames, or a mask with holes.
+        Raises ValueError for other shapes, a clip without frames, or a mask with holes.
         """
         check_frames(features, frame_mask, self.feature_dim)
         if self.config.max_frames is None and self.config.frame_order == "kept":
-            values, kept = self.encoder(features, frame_mask), frame_mask
-        else:  # an ablation
-            values, kept = encode_some(self.encoder, features, frame_mask, self.config)
-        return Memory(values, self.decoder.attention.keys(values), kept)
+            values, mask = self.encoder(features, frame_mask), frame_mask
+        else:  # for ablations: fewer frames, or in another order
+            values, mask = encode_some(self.encoder, features, frame_mask, self.config)
+        return Memory(values, self.decoder.attention.keys(values), mask)
 
-    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor):
+    def forward(
+        self, features: Tensor, frame_mask: Tensor, inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: read the true word t, score word t + 1.
 
         `inputs` (B, K, L) are <start> and the words. Returns logits (B, K, L, V) and attention
-        weights (B, K, L, T). `runtime.fast` holds the form that training uses.
+        weights (B, K, L, T). Training uses an equal, faster form (`runtime.fast`).
         """
         memory = self.encode(features, frame_mask)
-        state, words = self.decoder.start(memory, inputs.shape[1]), self.decoder.read(inputs)
+        state = self.decoder.start(memory, count=inputs.shape[1])
         steps = []
         for t in range(inputs.shape[2]):
-            state, context, weights = self.decoder.step(words[:, :, t], state, memory)
-            steps.append((self.decoder.logits(state[0], context), weights))
+            state, logits, weights = self.decoder.step(inputs[:, :, t], state, memory)
+            steps.append((logits, weights))
         logits, weights = (torch.stack(parts, dim=2) for parts in zip(*steps, strict=True))
         return logits, weights
 
@@ -166,7 +166,5 @@ def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
 
     The target at t is the input at t + 1; padding takes no part.
     """
-    return cross_entropy(
-        logits.float().flatten(0, 2), targets.flatten(), ignore_index=PAD,
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
+    logits, targets = logits.float().flatten(0, 2), targets.flatten()
+    return cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=label_smoothing)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -61,44 +62,38 @@ class Trainer:
         resume: bool | Literal["auto"] = False,
         progress: bool = True,
     ) -> None:
-        self.data, self.show = data, progress
-        self.config = config = data.suited(config)
-        self.settings: Any = config.train  # nothing is left open in it
-        check_samples(self.settings)
-        self.accelerator = make_accelerator(self.settings.precision)
-        # Before seeding, as the search draws random numbers.
-        self.batch_size = fitting_batch(self.accelerator, self._new_model, data, self.settings)
-        torch.manual_seed(self.settings.seed)
-        self.model = self._new_model()
-        self.dataset = self._dataset("train", self.settings.captions_per_clip)
-        self.validation = self._dataset("val", None)
+        self.data, self.has_bar = data, progress
+        self.config = config = data.suited(config)  # fills in what the corpus' size decides
+        settings: Any = config.train
+        self.settings = settings
+        check_samples(settings)
+        self.accelerator = make_accelerator(settings.precision)
+        new_model = partial(CaptionModel, config.model, len(data.vocabulary), data.store.dim)
+        # Before seeding, since the search for a batch that fits draws random numbers.
+        self.batch_size = fitting_batch(self.accelerator, new_model, data, settings)
+        torch.manual_seed(settings.seed)
+        self.model = new_model()
+        names = ("max_length", "seed", "frame_dropout", "shuffle_features")
+        shown = {name: getattr(settings, name) for name in names}
+        self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, **shown)
+        self.validation = CaptionDataset(data, "val", None, **shown)
         self.references = references({i: data.captions[i] for i in self.validation.ids})
-        self.rewards = None
-        if self.settings.scst_epochs:
-            self.rewards = references({i: data.captions[i] for i in self.dataset.ids})
+        train_captions = {i: data.captions[i] for i in self.dataset.ids}
+        self.rewards = references(train_captions) if settings.scst_epochs else None
+        parameters = self.model.parameters()
         self.network, self.optimizer, self.loader = self.accelerator.prepare(
             TrainingModel(self.model),
-            torch.optim.Adam(
-                self.model.parameters(), weight_decay=self.settings.weight_decay, fused=True
-            ),
-            make_loader(self.dataset, self.batch_size, self.settings.num_workers),
+            torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True),
+            make_loader(self.dataset, self.batch_size, settings.num_workers),
         )
-        # Fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch.
+        # What decides which batches come; a resumed run with others starts its epoch over.
         order = f"{len(self.dataset)} clips by {self.batch_size} x {self.accelerator.num_processes}"
-        order += f", seed {self.settings.seed}"
+        order += f", seed {settings.seed}"
         self.record = Record(run, config, data, order, self.accelerator.is_main_process)
-        self.parts = (self.model, self.optimizer, self.accelerator.scaler)
+        self.parts = (self.model, self.optimizer, self.accelerator.scaler)  # of a checkpoint
         if self.record.is_resumable() if resume == "auto" else resume:
             self.record.load_last(*self.parts)
         self.progress, self.history = self.record.progress, self.record.progress.rows
-
-    def _new_model(self) -> CaptionModel:
-        return CaptionModel(self.config.model, len(self.data.vocabulary), self.data.store.dim)
-
-    def _dataset(self, split: str, captions_per_clip: int | None) -> CaptionDataset:
-        names = ("max_length", "seed", "frame_dropout", "shuffle_features")
-        settings = {name: getattr(self.settings, name) for name in names}
-        return CaptionDataset(self.data, split, captions_per_clip, **settings)
 
     def fit(self) -> list[dict]:
         """Train to the end (or to max_minutes, or until patience runs out) and return the history.
@@ -106,16 +101,16 @@ class Trainer:
         Raises UserError when another process trains this run.
         """
         record, batches = self.record, len(self.loader)
-        begun = self.progress.epoch * batches + self.progress.batch
-        quiet = is_quiet(self.show and self.accelerator.is_main_process)
-        with record.writing(), tqdm(
-            desc=f"train {record.run.name}", total=record.epochs * batches, initial=begun,
-            unit="batch", leave=False, disable=quiet,
-        ) as bar:  # fmt: skip
+        done = self.progress.epoch * batches + self.progress.batch
+        bar = tqdm(
+            desc=f"train {record.run.name}", total=record.epochs * batches, initial=done,
+            unit="batch", leave=False, disable=is_quiet(self.has_bar and record.is_main),
+        )  # fmt: skip
+        with record.writing(), bar:
             while not record.finished and self._epoch(bar):
                 row = self.history[-1]
                 bar.set_postfix(loss=f"{row['train_loss']:.2f}", CIDEr=f"{row['val_CIDEr']:.2f}")
-            if not self.history:
+            if not self.history:  # time ran out before the first epoch was over
                 record.save_model("best", self.model)
             self.accelerator.wait_for_everyone()
         return self.history
@@ -127,38 +122,41 @@ class Trainer:
         self.dataset.epoch = progress.epoch
         self.network.train()
         for number, batch in remaining(self.loader, progress.batch):
-            stepping = (number + 1) % settings.accumulation == 0 or number + 1 == batches
-            with nullcontext() if stepping else self.accelerator.no_sync(self.network):
-                batch, loss = self._loss(batch)
+            done = number + 1
+            is_step = done % settings.accumulation == 0 or done == batches
+            # Several processes exchange their gradients only where a step follows.
+            with nullcontext() if is_step else self.accelerator.no_sync(self.network):
+                batch, loss = self.loss(batch)
                 self.accelerator.backward(loss / settings.accumulation)
-            words = int((batch.targets != PAD).sum())
-            progress.add(float(loss.detach()), words)
+            progress.add(float(loss.detach()), words=int((batch.targets != PAD).sum()))
             bar.update()
-            if not stepping:
+            if not is_step:
                 continue
             for group in self.optimizer.param_groups:
-                group["lr"] = self._lr(progress.epoch + (number + 1) / batches)
+                group["lr"] = self._lr(progress.epoch + done / batches)
             self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            progress.batch, progress.seconds = number + 1, monotonic() - begun
+            progress.batch, progress.seconds = done, monotonic() - begun
             if self.record.end_step(*self.parts):
                 return False
         self._end_epoch(monotonic() - begun)
         return True
 
-    def _loss(self, batch: Batch) -> tuple[Batch, Tensor]:
+    def loss(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The batch that is learned from, and its loss: teacher forcing, or rewarded samples."""
-        settings, epoch, inputs = self.settings, self.progress.epoch, None
+        settings, epoch, inputs, advantages = self.settings, self.progress.epoch, None, None
+        vocabulary, autocast = self.data.vocabulary, self.accelerator.autocast
         if epoch >= self.progress.first_phase:
-            batch = sampled_batch(
-                self.model, batch, self.data.vocabulary, self.rewards, settings.max_length
+            batch, advantages = sampled_batch(
+                self.model, batch, vocabulary, self.rewards, settings.max_length
             )
-        elif share := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
-            with self.accelerator.autocast():  # its own: the cache would hold weights without grad
-                inputs = sampled_inputs(self.network, batch, PAD, START, share)
-        with self.accelerator.autocast():
-            return batch, fast_loss(self.network, batch, PAD, settings.label_smoothing, inputs)
+        elif guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
+            with autocast():  # a block of its own: it keeps copies of weights without gradients
+                inputs = sampled_inputs(self.network, batch, PAD, START, guessed)
+        with autocast():
+            loss = fast_loss(self.network, batch, PAD, settings.label_smoothing, inputs, advantages)
+        return batch, loss
 
     def _lr(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
@@ -180,18 +178,20 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Teacher-forced loss and the scores of free-running captions on the validation clips."""
-        dataset, data, settings = self.validation, self.data, self.settings
-        network, total, words = TrainingModel(self.model).eval(), 0.0, 0
-        most = max(len(data.captions[i]) for i in dataset.ids)  # captions of a clip, all at once
+        clips, data, settings = self.validation, self.data, self.settings
+        network, loss, words = TrainingModel(self.model).eval(), 0.0, 0
+        # All captions of a clip are shown, but no more at once than in a training batch.
+        most = max(len(data.captions[i]) for i in clips.ids)
         size = max(1, self.batch_size * settings.captions_per_clip // most)
-        for batch in DataLoader(dataset, size, collate_fn=collate):
+        for batch in DataLoader(clips, size, collate_fn=collate):
             batch = send_to_device(batch, self.accelerator.device)
             count = int((batch.targets != PAD).sum())
-            total, words = total + float(fast_loss(network, batch, PAD)) * count, words + count
+            loss += float(fast_loss(network, batch, PAD)) * count
+            words += count
         decode = replace(self.config.decode, beam_size=settings.val_beam_size)
         hypotheses = predict(
-            self.model, data.vocabulary, data.store, dataset.ids, decode, dataset.sources
+            self.model, data.vocabulary, data.store, clips.ids, decode, clips.sources
         )
         scores = self.references.score(captions_of(hypotheses), ("Bleu", "CIDEr"))
-        scores = {f"val_{name}": scores[name] or 0.0 for name in ("Bleu_4", "CIDEr")}
-        return {"val_loss": total / words, **scores}
+        val_scores = {f"val_{name}": scores[name] or 0.0 for name in ("Bleu_4", "CIDEr")}
+        return {"val_loss": loss / words, **val_scores}

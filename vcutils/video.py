@@ -5,7 +5,7 @@ a claim. Frames are taken at the centres of `num_frames` equal parts of what rea
 (Wang et al. 2016, Temporal Segment Networks, section 3.1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def sample_frames(
 ) -> Frames:
     """Decode up to `num_frames` RGB frames, evenly spread; a short clip gives fewer, never padding.
 
-    `each` is applied to every sampled frame at once, so that only its results are held in memory.
-    `threads` is what the decoder may use, 0 = as it likes. Raises VideoError.
+    `each` is applied to every sampled frame as it comes, so that only its results are held in
+    memory. `threads` is what the decoder may use, 0 = as it likes. Raises VideoError.
     """
     capture = open_clip(path, threads)
     claimed = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -58,11 +58,7 @@ def sample_frames(
 
 
 def decode_frames(
-    path: Path,
-    capture: cv2.VideoCapture,
-    wanted: list[int],
-    each: Callable | None,
-    stop_after_last: bool = False,
+    path: Path, capture: cv2.VideoCapture, wanted: Sequence[int], each: Callable | None
 ) -> Frames:
     """One sequential pass to the clip's end: keep the frames at `wanted` positions, count all.
 
@@ -71,13 +67,13 @@ def decode_frames(
     fps = capture.get(cv2.CAP_PROP_FPS)
     timed = 1e-3 <= fps <= 1e4  # else the header is broken, and so are the times
     fps = fps if timed else 25.0
-    targets, count = set(wanted), 0
+    positions, count = set(wanted), 0
     images: list[Any] = []
     indices: list[int] = []
     timestamps: list[float] = []
     try:
-        while capture.grab() and not (stop_after_last and len(images) == len(targets)):
-            if count in targets:
+        while capture.grab():  # goes to the next frame, and decodes only what retrieve asks for
+            if count in positions:
                 milliseconds = capture.get(cv2.CAP_PROP_POS_MSEC)
                 ok, bgr = capture.retrieve()
                 if ok:

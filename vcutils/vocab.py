@@ -7,15 +7,16 @@ to the model, and pretending otherwise would be looking at the answers.
 import json
 import operator
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from itertools import takewhile
 from pathlib import Path
 
 from vcutils.config import UserError
-from vcutils.runtime.files import read_json, write_text
+from vcutils.runtime.files import read_json, reading, write_text
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
@@ -23,9 +24,8 @@ PAD, START, END, UNK = range(4)
 
 @cache
 def _tokenizer():
-    from nltk.tokenize import (
-        NLTKWordTokenizer,
-    )  # the class behind word_tokenize; needs no downloaded data
+    """What nltk's word_tokenize uses inside; unlike that function, it needs no downloaded data."""
+    from nltk.tokenize import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
 
@@ -38,7 +38,11 @@ def tokenize(caption: str) -> list[str]:
     # Treebank rules part a full stop from its word only at the very end of a text.
     sentences = re.split(r"(?<=[^\W\d_]{2}[.!?])\s+", caption.lower())
     words = (word for sentence in sentences for word in _tokenizer().tokenize(sentence))
-    return [word for word in words if any(c.isalnum() for c in word)]
+    # One copy of each word in memory, however many captions hold it.
+    return [sys.intern(word) for word in words if any(c.isalnum() for c in word)]
+
+
+_cached_tokenize = lru_cache(100_000)(tokenize)  # training reads every caption many times
 
 
 @dataclass(frozen=True)
@@ -47,22 +51,24 @@ class Vocabulary:
 
     words: tuple[str, ...]
     counts: tuple[int, ...]  # occurrences in the training split; 0 for the four special words
-    index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.words[:4] != SPECIALS or len(self.words) != len(self.counts):
+        is_whole = len(self.index) == len(self.words) == len(self.counts)
+        if self.words[:4] != SPECIALS or not is_whole:
             start = " ".join(SPECIALS)
-            raise UserError(f"vocabulary: must begin with {start} and hold one count per word")
-        if twice := [word for word, count in Counter(self.words).items() if count > 1]:
-            raise UserError(f"vocabulary: {twice[0]!r} stands there more than once")
-        object.__setattr__(self, "index", {word: i for i, word in enumerate(self.words)})
+            raise UserError(f"must be {start}, then other words once each, with a count per word")
 
     def __len__(self) -> int:
         return len(self.words)
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Word -> number."""
+        return {word: i for i, word in enumerate(self.words)}
+
     def encode(self, caption: str, max_length: int | None = None) -> list[int]:
         """`<start>` words `<end>` as indices; unknown words become `<unk>`, long ones are cut."""
-        words = tokenize(caption)[:max_length]
+        words = _cached_tokenize(caption)[:max_length]
         return [START, *(self.index.get(word, UNK) for word in words), END]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
@@ -78,20 +84,13 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
         """Read what save wrote. Raises UserError for anything else."""
-        try:
-            data = read_json(Path(path))
+        if not path.is_file():
+            hint = "run notebook 02 or `python -m vcutils vocab CORPUS`"
+            raise UserError(f"{path}: no vocabulary; {hint}")
+        with reading(path, "not a vocabulary", "build it again"):
+            data = read_json(path)
             "".join(data["words"]).encode()  # nothing but text, and text that can be written
             return cls(tuple(data["words"]), tuple(map(operator.index, data["counts"])))
-        except FileNotFoundError as error:
-            hint = "run notebook 02 or `python -m vcutils vocab CORPUS`"
-            raise UserError(f"{path}: no vocabulary; {hint}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a vocabulary ({error}); build it again") from error
-
-
-def suited_min_count(captions: int) -> int:
-    """How often a word must occur to be learned from so many captions: once per power of ten."""
-    return max(1, len(str(captions)) - 1)
 
 
 def build_vocabulary(
@@ -99,10 +98,12 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Words of the training clips that occur at least `min_count` times, most frequent first.
 
-    None takes `suited_min_count`. Raises UserError when no word is that frequent.
+    None means once per power of ten of captions: twice in 420, four times in 48,774. Raises
+    UserError when no word is that frequent.
     """
     texts = [caption for i in train_ids for caption in captions[i]]
-    min_count = suited_min_count(len(texts)) if min_count is None else min_count
+    if min_count is None:
+        min_count = max(1, len(str(len(texts))) - 1)
     counter = Counter(word for caption in texts for word in tokenize(caption))
     frequent = [(word, count) for word, count in counter.items() if count >= min_count]
     frequent.sort(key=lambda item: (-item[1], item[0]))  # of equals the first in the alphabet

@@ -21,7 +21,6 @@ from vcutils.features import feature_folder
 from vcutils.runtime.backbones import PACKAGED, load_backbone, no_weights, timm_model, torchvision_weights
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import Worker, unreadable_clips
-from vcutils.runtime.fast import fast_loss
 from vcutils.runtime.files import duration
 from vcutils.runtime.machine import cpu_count, describe
 from vcutils.runtime.store import FeatureStore
@@ -29,11 +28,10 @@ from vcutils.scores.coco import References, why_no_meteor
 from vcutils.scores.report import min_mean_max
 from vcutils.train import Trainer
 from vcutils.video import frame_indices
-from vcutils.vocab import PAD, build_vocabulary
+from vcutils.vocab import build_vocabulary
 
 GUESS = "it may be wrong by half"
 SAMPLE = 6  # clips that extraction is measured on
-SAMPLE_SECONDS = 8.0  # after which no further one is begun
 SAMPLE_FRAMES = 8  # of a clip that a processor's network is measured on
 TRIAL_STEPS = 4  # of training
 TRIAL_CLIPS = 32  # that are captioned and scored
@@ -50,12 +48,11 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
     """
     unreadable = unreadable_clips(corpus.clips, config.extract.workers, config.extract.patience)
     problems = [f"{i}: {reason}" for i, reason in sorted(unreadable.items())] + corpus.problems
-    splits: Splits | None = None
+    splits: Splits = {}
+    origin = "none"
     try:
         splits, origin = make_splits(corpus)
-        split: dict[str, Any] = {"origin": origin, **{name: len(ids) for name, ids in splits.items()}}
     except UserError as error:
-        split = {"origin": "none"}
         problems.append(str(error))
     usable = corpus.usable
     counts = [len(corpus.captions[i]) for i in usable]
@@ -68,7 +65,7 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
         "captions without clips": len(set(corpus.captions) - set(usable)),
         "captions": sum(counts),
         "captions per clip": min_mean_max(counts),
-        "split": split,
+        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
         "unreadable clips": sorted(unreadable),
         f"left out by {EXCLUDE}": corpus.excluded,
         **check_msvd(corpus, problems),
@@ -84,7 +81,7 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
             if state == "missing":
                 problems.append(report["weights"])
             readable = [path for i, path in corpus.clips.items() if i not in unreadable]
-            report["estimate"] = guess = estimate(corpus, config, readable, pretrained=state == "here")
+            report["estimate"] = guess = estimate(config, readable, pretrained=state == "here")
             if guess:
                 store = _MadeFeatures(usable, guess["frames per clip"], guess["numbers per frame"])
         if splits and store:
@@ -149,7 +146,7 @@ def find_weights(backbone: str) -> tuple[str, str]:
         return "missing", no_weights(backbone, error, url, cache)
 
 
-def estimate(corpus: Corpus, config: Config, clips: list[Path], pretrained: bool = True) -> dict[str, Any] | None:
+def estimate(config: Config, clips: list[Path], pretrained: bool = True) -> dict[str, Any] | None:
     """Time and disk of a corpus' extraction, from a few readable clips of every size; None for no clips.
 
     `pretrained=False` measures the same network without its weights. Raises UserError for one that cannot be had.
@@ -158,7 +155,7 @@ def estimate(corpus: Corpus, config: Config, clips: list[Path], pretrained: bool
     chosen = [by_size[i] for i in frame_indices(len(by_size), SAMPLE)]
     backbone = load_backbone(config.extract.backbone, pretrained=pretrained)
     cores = config.extract.workers or cpu_count()
-    begun, seconds, counts, dim = monotonic(), [], [], 0
+    seconds, counts, dim = [], [], 0
     with closing(Worker(config.extract.num_frames, backbone.resize, config.extract.patience)) as worker:
         for path in (*chosen[:1], *chosen):  # the first one twice: what is only slow at first does not count
             with suppress(VideoError):  # beyond its first frame, extraction will tell
@@ -169,8 +166,6 @@ def estimate(corpus: Corpus, config: Config, clips: list[Path], pretrained: bool
                 dim = backbone(np.stack(few)).shape[1]
                 counts.append(len(images))
                 seconds.append((decoded - started) / cores + (monotonic() - decoded) * len(images) / len(few))
-            if monotonic() - begun > SAMPLE_SECONDS:
-                break
     if not seconds:
         return None
     seconds, counts = seconds[1:] or seconds, counts[1:] or counts
@@ -215,12 +210,12 @@ def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore
     started = monotonic()
     trainer.validate()
     validated = monotonic()
-    for _ in range(2):  # with their own features, and with other clips'
-        hypotheses = predict(trainer.model, vocabulary, store, few["test"], decode)
-    references = References({i: captions[i] for i in few["test"]})
-    for _ in range(4):  # the model and the baselines
-        references.score(captions_of(hypotheses), ("Bleu", "ROUGE_L", "CIDEr"))
-    evaluation = (monotonic() - validated) * len(test) / len(few["test"])
+    hypotheses = predict(trainer.model, vocabulary, store, few["test"], decode)
+    predicted = monotonic()
+    References({i: captions[i] for i in few["test"]}).score(captions_of(hypotheses), ("Bleu", "ROUGE_L", "CIDEr"))
+    # Clips are captioned twice, with their own features and with others'; the baselines are scored too.
+    evaluation = 2 * (predicted - validated) + 4 * (monotonic() - predicted)
+    evaluation *= len(test) / len(few["test"])
     if why_no_meteor() is None:
         evaluation += 10 + sum(len(captions[i]) for i in test) / METEOR_RATE
     epoch = step * len(trainer.loader) + (validated - started) * len(splits["val"]) / len(few["val"])
@@ -238,16 +233,15 @@ def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore
 def _step_seconds(trainer: Trainer) -> float:
     """Seconds of a training step: the median of a few, since the first one is slow."""
     seconds: list[float] = []
-    started = monotonic()
     trainer.network.train()
     for batch in islice(chain.from_iterable(repeat(trainer.loader)), TRIAL_STEPS):
-        with trainer.accelerator.autocast():
-            loss = fast_loss(trainer.network, batch, PAD, trainer.settings.label_smoothing)
+        started = monotonic()
+        _, loss = trainer.loss(batch)
         trainer.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         float(loss.detach())  # waits for a GPU
-        seconds.append(monotonic() - started - sum(seconds))
+        seconds.append(monotonic() - started)
     return float(np.median(seconds))
 
 

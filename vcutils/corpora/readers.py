@@ -1,22 +1,21 @@
 """Corpora as they are published: captions of MSVD, MSR-VTT and COCO, official splits; the user's exclude list."""
 
-import codecs
 import csv
 import hashlib
 import json
 import reprlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
-from typing import TextIO
 
+from vcutils import corpus
 from vcutils.config import UserError
-from vcutils.corpus import SPLITS, Captions, Corpus, Splits, caption_lines
-from vcutils.corpus import open_corpus as open_folder
+from vcutils.corpus import SPLITS, Captions, Corpus, Splits
 from vcutils.runtime.checks import checked_splits, collect_captions, existing_folder
-from vcutils.runtime.files import read_json, reading, write_text
+from vcutils.runtime.files import read_json, read_text, reading, write_text
 
 CAPTION_FILES = ("captions.txt", "AllVideoDescriptions.txt", "videodatainfo.json")
 NOT_CAPTIONS = ("splits.json", "events.json", "sample.json")
@@ -32,38 +31,36 @@ def open_corpus(root: Path) -> Corpus:
     path = find_caption_file(existing_folder(root))
     captions = read_captions(path, problems)
     own_splits = msrvtt_splits(path) if path.suffix == ".json" else None
-    corpus = open_folder(root, captions, own_splits, problems)
-    if corpus.own_splits is None and (official := msvd_splits(corpus.usable)):
-        corpus = replace(corpus, own_splits=official, split_origin="MSVD's official 1,200/100/670")
-    return corpus
+    opened = corpus.open_corpus(root, captions, own_splits, problems)
+    if opened.own_splits is None and (official := msvd_splits(opened.usable)):
+        return replace(opened, own_splits=official, split_origin="MSVD's official 1,200/100/670")
+    return opened
 
 
-def leave_out(corpus: Corpus, path: Path) -> Corpus:
+def leave_out(opened: Corpus, path: Path) -> Corpus:
     """The corpus without the ids in a list such as `doctor --fix` writes; says on stderr how many they are.
 
     Raises UserError when the list cannot be read, or leaves nothing.
     """
     listed = set(read_excluded(path))
-    if listed.isdisjoint([*corpus.clips, *corpus.captions]):
-        return corpus
-    clips = {i: clip for i, clip in corpus.clips.items() if i not in listed}
-    captions = {i: texts for i, texts in corpus.captions.items() if i not in listed}
-    excluded = [i for i in corpus.usable if i in listed]
+    if listed.isdisjoint([*opened.clips, *opened.captions]):
+        return opened
+    clips = {i: clip for i, clip in opened.clips.items() if i not in listed}
+    captions = {i: texts for i, texts in opened.captions.items() if i not in listed}
+    excluded = [i for i in opened.usable if i in listed]
     print(f"{path}: {len(excluded)} clip(s) are left out", file=sys.stderr)
-    rest = replace(corpus, clips=clips, captions=captions, excluded=excluded)
+    rest = replace(opened, clips=clips, captions=captions, excluded=excluded)
     if not rest.usable:
-        raise UserError(f"{path}: leaves no clip of {corpus.root}; take some ids out of the list")
+        raise UserError(f"{path}: leaves no clip of {opened.root}; take some ids out of the list")
     return rest
 
 
 def read_excluded(path: Path) -> list[str]:
     """The ids in an exclude.txt; none when there is no such file. Raises UserError when it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); write one id per line") from error
+    with reading(path, "cannot be read as UTF-8 text", "write one id per line"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("# ")]
 
 
@@ -101,28 +98,18 @@ def read_captions(path: Path, problems: list[str] | None = None) -> Captions:
     read goes to `problems`, a line each. Raises UserError when nothing is left, and for ids that cannot name files.
     """
     problems = [] if problems is None else problems
-    if path.suffix == ".json":
-        return collect_captions(_json_captions(path), path, problems)
-    reader, newline = (_csv_captions, "") if path.suffix == ".csv" else (caption_lines, None)
-    try:
-        with open(path, "rb") as start:
-            encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        with open(path, encoding=encoding, errors="replace", newline=newline) as file:
-            return collect_captions(reader(path.name, file, problems), path, problems)
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    readers = {".json": _json_captions, ".csv": _csv_captions}
+    if path.suffix in readers:
+        return collect_captions(readers[path.suffix](path), path, problems)
+    return corpus.read_captions(path, problems)
 
 
-def _csv_captions(name: str, file: TextIO, problems: list[str]) -> Iterator[tuple[str, str]]:
+def _csv_captions(path: Path) -> list[tuple[str, str]]:
     """English rows of MSVD's raw corpus: VideoID, Start, End, …, Language, Description."""
-    rows = csv.DictReader(file)
-    if missing := {"VideoID", "Start", "End", "Language", "Description"} - set(rows.fieldnames or ()):
-        raise UserError(f"{name}: not MSVD's raw corpus, the column(s) {', '.join(sorted(missing))} are missing")
-    for row in rows:
-        if row["Language"] == "English" and (row["Description"] or "").strip():
-            yield f"{row['VideoID']}_{row['Start']}_{row['End']}", row["Description"]
-        elif row["Language"] == "English":
-            problems.append(f"{name}:{rows.line_num}: no caption")
+    with reading(path, "not MSVD's raw corpus", "take the published file"):
+        rows = csv.DictReader(StringIO(read_text(path)))
+        english = [row for row in rows if row["Language"] == "English"]
+        return [(f"{row['VideoID']}_{row['Start']}_{row['End']}", row["Description"] or "") for row in english]
 
 
 def _json_captions(path: Path) -> list[tuple[str, str]]:
@@ -142,23 +129,19 @@ def _json_captions(path: Path) -> list[tuple[str, str]]:
 def msrvtt_splits(path: Path) -> Splits | None:
     """The split that MSR-VTT's videodatainfo.json holds ({"videos": [{video_id, split}]}), None in other files."""
     data = read_json(path)
-    splits: Splits = {split: [] for split in SPLITS}
     with reading(path, "its videos are not MSR-VTT's", "take the published file"):
-        for video in data.get("videos", []):
-            split = "val" if video.get("split") == "validate" else video.get("split")
-            if split in splits:
-                splits[split].append(video["video_id"])
+        videos = [(video["video_id"], video.get("split")) for video in data.get("videos", [])]
+    names = {"train": ("train",), "val": ("val", "validate"), "test": ("test",)}
+    splits = {split: [i for i, name in videos if name in names[split]] for split in SPLITS}
     return checked_splits(splits, path) if all(splits.values()) else None
 
 
 def msvd_splits(ids: Iterable[str]) -> Splits | None:
     """The official MSVD split of the given ids, or None unless every one of them is an MSVD clip."""
-    splits: Splits = {split: [] for split in SPLITS}
-    for video_id, split in msvd_split_of(ids).items():
-        if split is None:
-            return None
-        splits[split].append(video_id)
-    return splits
+    split_of = msvd_split_of(ids)
+    if None in split_of.values():
+        return None
+    return {split: [i for i in split_of if split_of[i] == split] for split in SPLITS}
 
 
 def msvd_split_of(ids: Iterable[str]) -> dict[str, str | None]:

@@ -51,9 +51,8 @@ class _Beams:
     def step(self, end: int, never: list[int]) -> None:
         """One more word for every beam."""
         B, K = self.total.shape
-        read = self.decoder.read(self.words[:, :, -1])
-        self.state, context, weights = self.decoder.step(read, self.state, self.memory)
-        log_probs = self.decoder.logits(self.state[0], context).float().log_softmax(dim=-1)  # (B, K, V)
+        self.state, logits, weights = self.decoder.step(self.words[:, :, -1], self.state, self.memory)
+        log_probs = logits.float().log_softmax(dim=-1)  # (B, K, V)
         is_first = self.words.shape[2] == 1  # a caption has at least one word
         log_probs[:, :, [*never, end] if is_first else never] = float("-inf")
         if self.config.no_repeat_ngram is not None:

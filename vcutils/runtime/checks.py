@@ -60,6 +60,26 @@ def is_file_name(video_id: Any) -> bool:
     return isinstance(video_id, str) and not _NO_FILE_NAME.search(video_id) and len(video_id.encode()) <= 200
 
 
+def collect_clips(files: Iterable[Path], folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Video files by id, the file's name without its suffix; of two files of one id the first stays.
+
+    Raises UserError for two ids that some systems take for one.
+    """
+    clips: dict[str, Path] = {}
+    for path in files:
+        if path.name.startswith("."):
+            continue
+        if not is_file_name(path.stem):
+            problems.append(f"{path.name!r}: passed over, no other system can hold it; rename it")
+        elif path.stem in clips:
+            first = clips[path.stem].name
+            problems.append(f"{path.stem}: {path.name} has the id of {first}; the latter is used")
+        else:
+            clips[path.stem] = path
+    check_ids(clips, folder)
+    return clips
+
+
 def collect_captions(pairs: Iterable[tuple[str, str]], path: Path, problems: list[str]) -> dict[str, list[str]]:
     """Captions by id, without empty and endless ones. Raises UserError for bad ids, and when nothing is left."""
     pairs = list(pairs)
@@ -84,9 +104,12 @@ def collect_captions(pairs: Iterable[tuple[str, str]], path: Path, problems: lis
     return captions
 
 
-def checked_splits(splits: Mapping[str, list[str]], path: Path) -> dict[str, list[str]]:
-    """The splits without repetitions. Raises UserError for bad ids, and for an id in two splits."""
+def checked_splits(splits: Any, path: Path) -> dict[str, list[str]]:
+    """The splits without repetitions. Raises UserError for another form, bad ids, and an id in two splits."""
     names = ("train", "val", "test")
+    is_dict = isinstance(splits, dict) and set(splits) == set(names)
+    if not is_dict or not all(isinstance(ids, list) for ids in splits.values()):
+        raise UserError(f'{path}: must be {{"train": [ids], "val": [ids], "test": [ids]}}')
     check_ids((video_id for split in names for video_id in splits[split]), path)
     seen: dict[str, str] = {}
     for split in names:

@@ -66,6 +66,16 @@ def frames_at(path: Path, indices: Iterable[int], height: int) -> list[np.ndarra
     return decode_frames(path, open_clip(path), list(indices), scaled).images
 
 
+def first_frame(path: Path) -> Frames:
+    """The first frame of a clip, without its pixels. Raises VideoError when not even that one decodes."""
+    capture = open_clip(path)
+    is_read, frame = capture.read()
+    capture.release()
+    if not is_read:
+        raise VideoError(f"{path}: its first frame does not decode; the file is empty, cut or not a video")
+    return Frames([frame[:0]], [0], [0.0], fps=25.0, decoded=1)
+
+
 class Worker:
     """A child process that decodes clip after clip, started anew when it died; `num_frames` 0 tries the first alone."""
 
@@ -208,7 +218,7 @@ def _answer(
         if num_frames:
             frames = sample_frames(clip, num_frames, each, threads)
         else:
-            frames = decode_frames(clip, open_clip(clip), [0], lambda frame: frame[:0], stop_after_last=True)
+            frames = first_frame(clip)
     except VideoError as error:
         return {"error": str(error)}, []
     except (cv2.error, MemoryError, ValueError) as error:

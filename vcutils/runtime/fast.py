@@ -33,7 +33,8 @@ class TrainingModel(nn.Module):
         # Where the n words of all steps stand among the N · L positions, step after step.
         positions = (order * length + steps[:, None])[alive]
         counts = [n for n in alive.sum(dim=1).tolist() if n]
-        words = decoder.read(inputs.flatten()[positions]).split(counts)  # (n_t, 4H) of each step
+        embedded = decoder.dropout(decoder.embed(inputs.flatten()[positions]))  # (n, E)
+        words = decoder.word_gates(embedded).split(counts)  # (n_t, 4H) of each step
         h, c = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
         query, state_gates = SharedLinear(decoder.attention.query), SharedLinear(decoder.state_gates)
         states, contexts, all_weights = [], [], []
@@ -67,20 +68,25 @@ class TrainingModel(nn.Module):
 
 
 def fast_loss(
-    model: nn.Module, batch: Any, pad: int, label_smoothing: float = 0.0, inputs: Tensor | None = None
+    model: nn.Module,
+    batch: Any,
+    pad: int,
+    label_smoothing: float = 0.0,
+    inputs: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The loss of `model.caption_loss` through a TrainingModel (or its wrapper for many GPUs).
 
-    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With weights in the
-    batch each word's loss is multiplied by its caption's, and nothing is smoothed.
+    `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With `weights` (B, K)
+    each word's loss is multiplied by its caption's, and nothing is smoothed.
     """
     real = batch.targets != pad
     # <end> is a target and never an input; a position is real when its target is.
     given = (batch.inputs if inputs is None else inputs).masked_fill(~real, pad)
     logits, _ = model(batch.features, batch.frame_mask, given)
-    if batch.weights is not None:
+    if weights is not None:
         each = functional.cross_entropy(logits.float(), batch.targets[real], reduction="none")
-        return (each * batch.weights[:, :, None].expand_as(real)[real]).mean()
+        return (each * weights[:, :, None].expand_as(real)[real]).mean()
     return functional.cross_entropy(logits.float(), batch.targets[real], label_smoothing=label_smoothing)
 
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, folders that one process holds, the log of what was done."""
 
+import codecs
 import json
 import os
 import platform
@@ -121,6 +122,17 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8 (broken characters become �) or UTF-16, with Unix line ends. Raises UserError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, **options: Any) -> Any:

@@ -19,8 +19,11 @@ def check_samples(settings: Any) -> None:
         raise UserError("scst_epochs: needs captions_per_clip of 2 or more, which are each other's baseline")
 
 
-def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> Any:
-    """The batch with K ≥ 2 sampled captions per clip, weighted (B, K) by their advantages; `rewards` are References."""
+def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> tuple[Any, Tensor]:
+    """The batch with K ≥ 2 sampled captions per clip in place of its own, and their advantages (B, K).
+
+    `rewards` are `scores.coco.References` of the training captions.
+    """
     captions = sample_captions(model, batch, vocabulary, max_length)
     clips, count, _ = captions.shape
     end = vocabulary.index["<end>"]
@@ -28,7 +31,7 @@ def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_len
     texts = [(video_id, " ".join(vocabulary.decode(row))) for video_id, row in rows]
     reward = torch.tensor(rewards.cider(texts, [end in row for _, row in rows])).view(clips, count)
     others = (reward.sum(dim=1, keepdim=True) - reward) / (count - 1)
-    return batch._replace(captions=captions, weights=(reward - others).to(captions.device))
+    return batch._replace(captions=captions), (reward - others).to(captions.device)
 
 
 @torch.no_grad()
@@ -43,8 +46,8 @@ def sample_captions(model: Any, batch: Any, vocabulary: Any, max_length: int) ->
     word = torch.full((clips, count), start, device=memory.mask.device)
     words, ended = [word], torch.zeros_like(word, dtype=torch.bool)
     for length in range(max_length + 1):
-        state, context, _ = model.decoder.step(model.decoder.read(word), state, memory)
-        logits = model.decoder.logits(state[0], context).float()
+        state, logits, _ = model.decoder.step(word, state, memory)
+        logits = logits.float()
         logits[:, :, [pad, start, unk] if length else [pad, start, unk, end]] = float("-inf")
         word = torch.multinomial(logits.softmax(dim=-1).flatten(0, 1), 1).view(clips, count)
         if length == max_length:
