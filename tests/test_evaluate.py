@@ -50,7 +50,7 @@ def test_metrics_file_has_the_contracts_shape(run, result):
 def test_scores_are_those_of_the_predictions_file(run, result):
     captions = metrics.read_predictions(run.folder / "predictions_test.json")
     references = {i: list(run.data.captions[i]) for i in run.data.splits["test"]}
-    scores = metrics.score(captions, references)
+    scores = metrics.References(references).score(captions)
     assert {n: scores[n] for n in METRICS} == pytest.approx({n: result["scores"][n] for n in METRICS})
 
 

@@ -199,7 +199,7 @@ def score(
     from vcutils.scores import coco
 
     captions, known = coco.read_predictions(predictions), coco.read_references(references)
-    scores = coco.score(captions, known)
+    scores = coco.References(known).score(captions)
     protocol = {"clips": len(captions), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
     notes = coco.notes(scores, len(captions))
     short = {name: value if value is None else round(value, 4) for name, value in scores.items()} | protocol

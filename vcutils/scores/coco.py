@@ -17,9 +17,11 @@ minutes and old Java versions, so nobody could repeat its numbers offline.
 """
 
 import atexit
+import inspect
 import os
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -28,7 +30,7 @@ from typing import Any
 
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
 from pycocoevalcap.cider.cider_scorer import CiderScorer, precook
-from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.meteor.meteor import METEOR_JAR, Meteor
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 
 from vcutils.config import UserError
@@ -69,17 +71,7 @@ class References:
         is no Java (`notes` says why). An empty caption earns nothing. Raises UserError when the ids of predictions and
         references differ.
         """
-        return {name: corpus for name, (corpus, _) in self._score(predictions, metrics).items()}
-
-    def score_per_clip(
-        self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)
-    ) -> dict[str, Scores]:
-        """The same scores clip by clip, {id: {name: value}}.
-
-        For ROUGE-L and CIDEr, their mean is the score of the corpus; for BLEU and METEOR it is not.
-        """
-        scores = self._score(predictions, metrics)
-        return {i: {name: clips[n] for name, (_, clips) in scores.items()} for n, i in enumerate(self._texts)}
+        return {name: corpus for name, (corpus, _) in self.score_both(predictions, metrics).items()}
 
     def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool]) -> list[float]:
         """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
@@ -106,10 +98,10 @@ class References:
     def _bleu(self) -> list[Any]:
         return [cook_refs(texts) for texts in self._texts.values()]
 
-    def _score(
+    def score_both(
         self, predictions: Mapping[str, str], metrics: Sequence[str]
     ) -> dict[str, tuple[float | None, Sequence[float | None]]]:
-        """{name: (score of the corpus, scores of the clips)}."""
+        """{name: (score of the corpus, scores of the clips in the references' order)}; see `score`."""
         if unknown := [m for m in metrics if m not in METRICS]:
             raise UserError(f"unknown metric {_some(unknown)}: take some of {', '.join(METRICS)}")
         if unknown := [i for i in predictions if i not in self._texts]:
@@ -148,31 +140,25 @@ class _Cider:
 
     def __call__(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
         """CIDEr of each text against the references of its clip."""
+        scorer = CiderScorer(n=4, sigma=6.0)
+        scorer.document_frequency = self.document_frequency
         values: list[float] = []
-        clips = len(self.ngrams)
-        for start in range(0, len(ids), clips):
-            references = [self.ngrams[i] for i in ids[start : start + clips]]
-            scorer = CiderScorer(n=4, sigma=6.0)
-            scorer.document_frequency = self.document_frequency
-            scorer.ctest = [precook(text, 4) for text in texts[start : start + clips]]
-            # The scorer takes the number of clips from the length of this list, and reads as many as there are tests.
-            scorer.crefs = references + [[]] * (clips - len(references))
+        for i, text in zip(ids, texts, strict=True):
+            scorer.ctest = [precook(text, 4)]
+            scorer.crefs = [self.ngrams[i], *[None] * (len(self.ngrams) - 1)]  # its length tells the number of clips
             values += map(float, scorer.compute_cider())
         return values
-
-
-def score(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
-) -> Scores:
-    """Scores of one caption per clip against its references; see `References.score`."""
-    return References(references).score(predictions, metrics)
 
 
 def score_per_clip(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
 ) -> dict[str, Scores]:
-    """Scores clip by clip; see `References.score_per_clip`."""
-    return References(references).score_per_clip(predictions, metrics)
+    """The scores of `References.score` clip by clip, {id: {name: value}}.
+
+    For ROUGE-L and CIDEr, their mean is the score of the corpus; for BLEU and METEOR it is not.
+    """
+    scores = References(references).score_both(predictions, metrics)
+    return {i: {name: clips[n] for name, (_, clips) in scores.items()} for n, i in enumerate(references)}
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -195,16 +181,19 @@ def notes(scores: Mapping[str, float | None], clips: int) -> list[str]:
 
 def why_no_meteor() -> str | None:
     """One line on why METEOR cannot run here and how to change it; None when it can."""
-    if (java := _java()) is None:
-        return "METEOR: not available without Java; install one (apt install default-jre, conda install openjdk)"
-    if not _runs(java):
-        return f"METEOR: not available, since `{java} -version` fails; install a Java that runs, or set JAVA_HOME"
-    return None
+    if _java() is not None:
+        return None
+    return (
+        "METEOR: not available without a Java that runs; install one (apt install default-jre, conda install openjdk), "
+        "or set JAVA_HOME"
+    )
 
 
 def _java() -> str | None:
+    """Path of the Java that JAVA_HOME names, else of that on the PATH; None when it does not run."""
     home = os.environ.get("JAVA_HOME")
-    return (shutil.which("java", path=str(Path(home, "bin"))) if home else None) or shutil.which("java")
+    java = (shutil.which("java", path=str(Path(home, "bin"))) if home else None) or shutil.which("java")
+    return java if java and _runs(java) else None
 
 
 @cache
@@ -217,76 +206,68 @@ def _runs(java: str) -> bool:
 
 
 @cache
-def _meteor(java: str) -> Meteor:
+class _Meteor(Meteor):
     """METEOR's Java program. It reads 60 MB of paraphrases for ten seconds, so one serves until Python ends."""
-    environment = os.environ.copy()
-    os.environ["PATH"] = os.pathsep.join([str(Path(java).parent), environment.get("PATH", "")])
-    os.environ["JAVA_TOOL_OPTIONS"] = environment.get("JAVA_TOOL_OPTIONS", "") + " -Dfile.encoding=UTF-8"
-    try:
-        meteor = Meteor()  # takes the first Java on the PATH; without the option Java takes the locale's encoding
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-    atexit.register(meteor.meteor_p.kill)
-    return meteor
+
+    def __init__(self, java: str) -> None:
+        # As its parent does, but with this Java, and with an encoding that does not depend on the locale.
+        command = [java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", METEOR_JAR, *"- - -stdio -l en -norm".split()]
+        pipe, folder = subprocess.PIPE, Path(inspect.getfile(Meteor)).parent
+        self.meteor_p = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self.lock = threading.Lock()
+        atexit.register(self.meteor_p.kill)
 
 
 def _meteor_scores(
     references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
 ) -> tuple[float | None, Sequence[float | None]]:
-    if why_no_meteor() is not None:
-        return None, [None] * len(references)
-    meteor = _meteor(str(_java()))
-    try:
-        corpus, clips = meteor.compute_score(references, hypotheses)
-    except (OSError, ValueError):  # the program ended; `notes` says so
-        if meteor.lock.locked():
-            meteor.lock.release()
-        _meteor.cache_clear()
-        return None, [None] * len(references)
-    return corpus, clips
+    if java := _java():
+        meteor = _Meteor(java)
+        try:
+            return meteor.compute_score(references, hypotheses)
+        except (OSError, ValueError):  # the program ended; `notes` says so
+            if meteor.lock.locked():
+                meteor.lock.release()
+            _Meteor.cache_clear()
+    return None, [None] * len(references)
 
 
 def read_predictions(path: Path | str) -> dict[str, str]:
     """Captions by id from JSON: {id: caption}, or {id: {"caption": …}} as notebook 04 writes.
 
-    Raises UserError for anything else, naming the file and the id, and for an empty caption.
+    Raises UserError for anything else, naming the file and the id; FileNotFoundError where there is no file.
     """
-    predictions = {}
-    for video_id, value in _read_object(path, "{id: caption}").items():
-        caption = value.get("caption") if isinstance(value, dict) else value
-        if not isinstance(caption, str):
-            raise UserError(f'{path}: {video_id}: needs a caption (text, or an object with "caption")')
-        if not caption.strip():
-            raise UserError(f"{path}: {video_id}: the caption is empty; write one, or leave the clip out everywhere")
-        predictions[video_id] = _checked(caption, f"{path}: {video_id}")
-    return predictions
+    captions = _read_object(path, "{id: caption}")
+    for video_id, row in captions.items():
+        captions[video_id] = row.get("caption") if isinstance(row, dict) else row
+        _check_caption(captions[video_id], f"{path}: {video_id}")
+    return captions
 
 
 def read_references(path: Path | str) -> dict[str, list[str]]:
     """Reference captions by id from JSON, {id: [captions]}.
 
-    Raises UserError for anything else, naming the file and the id, and for empty captions or lists.
+    Raises UserError for anything else, naming the file and the id; FileNotFoundError where there is no file.
     """
-    references = {}
-    for video_id, captions in _read_object(path, "{id: [captions]}").items():
+    references = _read_object(path, "{id: [captions]}")
+    for video_id, captions in references.items():
         if not isinstance(captions, list) or not captions:
             raise UserError(f"{path}: {video_id}: needs a list with at least one caption")
-        if any(not isinstance(caption, str) or not caption.strip() for caption in captions):
-            raise UserError(f"{path}: {video_id}: every reference must be a text that is not empty")
-        references[video_id] = [_checked(caption, f"{path}: {video_id}") for caption in captions]
+        for caption in captions:
+            _check_caption(caption, f"{path}: {video_id}")
     return references
 
 
-def _checked(caption: str, where: str) -> str:
-    """The caption itself. Raises UserError for one that is endless, or that METEOR's program could not be sent."""
+def _check_caption(caption: Any, where: str) -> None:
+    """Raise UserError for what is no caption, is endless, or could not be sent to METEOR's program."""
+    if not isinstance(caption, str) or not caption.strip():
+        raise UserError(f"{where}: a caption must be a text that is not empty; write one, or leave the clip out")
     if len(caption) > MAX_CAPTION:
         raise UserError(f"{where}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
     try:
         caption.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: {caption[error.start]!a} is half a character; mend it") from error
-    return caption
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
@@ -297,12 +278,7 @@ def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
             raise UserError(f"{path}: {_some(repeated)} comes more than once; keep one entry per id")
         return dict(pairs)
 
-    try:
-        data = read_json(Path(path), object_pairs_hook=unique)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it must be JSON, {shape}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds {type(data).__name__}, not an object; write {shape}")
-    if not data:
-        raise UserError(f"{path}: holds no captions; write {shape}")
+    data = read_json(Path(path), object_pairs_hook=unique)
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{path}: must be an object that holds captions; write {shape}")
     return data
