@@ -100,7 +100,7 @@ REFERENCES = {
 PREDICTIONS = {"a": "a man is playing a guitar", "b": "a cat is on a mat", "c": "a dog runs"}
 
 
-def score(predictions, references, names=tuple(metrics.METRICS)):
+def score(predictions, references, names=metrics.METRICS):
     return metrics.References(references).score(predictions, names)
 
 

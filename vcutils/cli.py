@@ -211,19 +211,20 @@ def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg
     """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails."""
     from vcutils.attention.measures import attention_dict, word_views
     from vcutils.corpora import open_run
-    from vcutils.scores.runs import caption_files
+    from vcutils.runtime.capture import VideoError
 
     if not clips:
         raise UserError("caption: name at least one clip")
     opened = open_run(run)
     report: dict[str, Any] = {}
-    for clip, result in caption_files(opened, clips, _decode(opened, beam)):
-        if isinstance(result, UserError):
-            report[str(clip)] = {"error": str(result)}
+    for clip in clips:
+        try:
+            hypothesis, timestamps = opened.caption(clip, _decode(opened, beam))
+        except VideoError as error:
+            report[str(clip)] = {"error": str(error)}
             if not as_json:
-                print(result, file=sys.stderr)
+                print(error, file=sys.stderr)
             continue
-        hypothesis, timestamps = result
         report[str(clip)] = attention_dict(hypothesis, timestamps)
         if not as_json:
             print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")

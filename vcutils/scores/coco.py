@@ -38,13 +38,7 @@ from vcutils.runtime.checks import MAX_CAPTION
 from vcutils.runtime.files import read_json
 from vcutils.scores.ptb import ptb_words_of_all
 
-METRICS = {
-    "Bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
-    "METEOR": ("METEOR",),
-    "ROUGE_L": ("ROUGE_L",),
-    "CIDEr": ("CIDEr",),
-}
-
+METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
 END = "<end>"  # no PTB word is spelled so
 Scores = dict[str, float | None]
 
@@ -64,7 +58,7 @@ class References:
         words = iter(ptb_words_of_all([caption for captions in references.values() for caption in captions]))
         self._texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
 
-    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)) -> Scores:
+    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = METRICS) -> Scores:
         """Scores of one caption for each of these clips, under the COCO toolkit's names and in its order.
 
         `metrics` leaves some out, by the names in METRICS: ("Bleu", "CIDEr") needs no Java. METEOR is None where there
@@ -118,7 +112,8 @@ class References:
             scorer = BleuScorer(n=4)
             scorer.crefs = self._bleu
             scorer.ctest = [cook_test(text, refs) for text, refs in zip(texts, self._bleu, strict=True)]
-            scores |= zip(METRICS["Bleu"], zip(*scorer.compute_score("closest"), strict=True), strict=True)
+            for n, of_both in enumerate(zip(*scorer.compute_score("closest"), strict=True), start=1):
+                scores[f"Bleu_{n}"] = of_both
         if "METEOR" in metrics:
             scores["METEOR"] = _meteor_scores(self._texts, hypotheses)
         if "ROUGE_L" in metrics:
@@ -151,7 +146,7 @@ class _Cider:
 
 
 def score_per_clip(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = METRICS
 ) -> dict[str, Scores]:
     """The scores of `References.score` clip by clip, {id: {name: value}}.
 

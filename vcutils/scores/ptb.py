@@ -70,20 +70,15 @@ _SPELLED = {
     **dict.fromkeys('"”»\x94', "''"),
     **dict.fromkeys("–—―\x96\x97", "--"),
 }
-_WRITTEN: Mapping[str, Mapping[str, str] | None] = {  # by their names in ptb.lex; None: no word at all
-    "as-is": {},
-    "dropped": None,
-    "entities": _ENTITIES,
-    "brackets": _ROUND_BRACKETS,
-    "spelled": _SPELLED,
-}
+# By the names in ptb.lex; None: no word at all.
+_WRITTEN = {"as-is": {}, "dropped": None, "entities": _ENTITIES, "brackets": _ROUND_BRACKETS, "spelled": _SPELLED}
 
 
 def _read_rules() -> list[tuple[re.Pattern[str], Mapping[str, str] | None]]:
     """The rules of ptb.lex in their order: (pattern, what is written in place of some characters)."""
     text = files("vcutils.scores").joinpath("ptb.lex").read_text(encoding="utf-8")
     parts: dict[str, str] = {}
-    rules = []
+    rules: list[tuple[re.Pattern[str], Mapping[str, str] | None]] = []
     for line in re.sub("\n +", "", text).split("\n"):
         if line and not line.startswith("#"):
             name, pattern = line.split(maxsplit=1)

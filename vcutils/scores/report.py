@@ -21,10 +21,8 @@ from vcutils.runtime.files import holding, note, write_text
 from vcutils.runtime.sampler import derange
 from vcutils.runtime.store import backbone_of
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
-from vcutils.scores.coco import References
+from vcutils.scores.coco import References, Scores
 from vcutils.scores.runs import Run, sister_runs
-
-VERSIONED = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
 
 
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
             "scores": scores,
             "protocol": protocol([run, *sisters], split, decode),
             "baselines": baselines,
-            "seeds": over_seeds([scores, *of_sisters]),
+            "seeds": over_seeds([scores, *of_sisters]) if sisters else None,
         }
         predictions = {
             i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
@@ -69,14 +67,12 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
     return result
 
 
-def over_seeds(scores: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]] | None:
-    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation); None for a single run."""
-    if len(scores) < 2:
-        return None
+def over_seeds(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation, None for a single run)."""
     values = {n: [float(s[n] or 0.0) for s in scores] for n, v in scores[0].items() if v is not None}
     return {
         "mean": {n: float(np.mean(v)) for n, v in values.items()},
-        "sd": {n: float(np.std(v, ddof=1)) for n, v in values.items()},
+        "sd": {n: float(np.std(v, ddof=1)) if len(v) > 1 else None for n, v in values.items()},
     }
 
 
@@ -89,6 +85,7 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
     """What a reader must know to compare the scores with others'; `runs` differ in their seed alone."""
     run = runs[0]
     ids = run.data.splits[split]
+    packages = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
     return {
         "corpus": run.data.root.name,
         "split": split,
@@ -102,7 +99,7 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
         "features": backbone_of(run.config["features"]),
         "frames per clip": min_mean_max([len(run.data.store[i]) for i in ids]),
         "seeds": [r.config["train"]["seed"] for r in runs],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 

@@ -1,7 +1,6 @@
 """A trained run, opened with everything needed to use it."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +72,16 @@ class Run:
         """The best hypothesis per clip; see `decode.predict`."""
         return predict(self.model, self.vocabulary, self.data.store, ids, decode or self.decode, sources)
 
+    def caption(self, clip: Path, decode: DecodeConfig | None = None) -> tuple[Hypothesis, list[float]]:
+        """The best hypothesis for any video file, and its frames' times in seconds.
+
+        Raises VideoError for what cannot be decoded, UserError when no backbone gives such features (see `backbone`).
+        """
+        features, frames = clip_features(self.backbone, clip, self.extract)
+        mask = torch.ones(1, len(features), dtype=torch.bool)
+        beams = generate(self.model, self.vocabulary, features[None], mask, decode or self.decode)
+        return beams[0][0], frames.timestamps
+
     def timestamps(self, video_id: str) -> list[float]:
         """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
         timestamps = self.manifest.get(video_id, {}).get("timestamps")
@@ -113,9 +122,8 @@ def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -
 def sister_runs(run: Run) -> list[Run]:
     """Finished runs beside this one with the same settings but for the seed, by seed: see `train --seeds`."""
 
-    def settings(config: dict[str, Any]) -> str:
-        train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
-        return json.dumps([train, config["model"], config["features"]], sort_keys=True)
+    def settings(config: dict[str, Any]) -> tuple:
+        return {**config["train"], "seed": None, "max_minutes": None}, config["model"], config["features"]
 
     sisters = {run.config["train"]["seed"]: run}
     for path in sorted(run.folder.parent.glob("*/config.json")):
@@ -127,22 +135,3 @@ def sister_runs(run: Run) -> list[Run]:
             if about.get("extracted", extracted) == extracted:  # else the features were extracted anew since then
                 sisters[seed] = Run(path.parent, config, model, vocabulary, run.data, run.clips)
     return [sisters[seed] for seed in sorted(sisters) if sisters[seed] is not run]
-
-
-def caption_files(
-    run: Run, clips: Sequence[Path], decode: DecodeConfig
-) -> Iterator[tuple[Path, tuple[Hypothesis, list[float]] | UserError]]:
-    """The best hypothesis and the frames' times (s) for any video file, or why a file cannot be captioned.
-
-    Raises UserError when the run's features did not come from a backbone that can be loaded.
-    """
-    backbone = run.backbone
-    for clip in clips:
-        try:
-            features, frames = clip_features(backbone, clip, run.extract)
-        except UserError as error:
-            yield clip, error
-            continue
-        mask = torch.ones(1, len(features), dtype=torch.bool)
-        beams = generate(run.model, run.vocabulary, features[None], mask, decode)
-        yield clip, (beams[0][0], frames.timestamps)
