@@ -6,7 +6,7 @@ truth, deletion asks for the cause, the ablations for its use, two seeds for sta
 them can show, and what it cannot.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,25 +53,18 @@ def _pointing(run: Run, hypotheses: Hypotheses) -> list[Row]:
     times, events = {i: run.timestamps(i) for i in hypotheses}, read_events(path)
     groundings = ground(hypotheses, times, events)
     source = dict.fromkeys((g.kind for g in groundings), "")
-    for video_id, caption in _human_captions(run, hypotheses):
-        groundings += [g for g in ground({video_id: caption}, times, events) if g.kind not in source]
+    for video_id in hypotheses:
+        for words in filter(None, map(tokenize, run.data.captions[video_id])):
+            log_probs, attention = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
+            human = Hypothesis(words, 0.0, 0.0, log_probs[0], attention[0], None)
+            groundings += [g for g in ground({video_id: human}, times, events) if g.kind not in source]
     rows = []
     for row in grounding_table(groundings):
         result = f"{row['pointing']:.1%}, mass {row['mass']:.2f}"
-        words = f"{row['words']} words{source.get(row['kind'], ' of human captions, fed to the decoder')}"
-        reads = f"strongest frame, and attention, inside the true time ({words})"
+        whose = source.get(row["kind"], " of human captions, fed to the decoder")
+        reads = f"strongest frame, and attention, inside the true time ({row['words']} words{whose})"
         rows.append((f"pointing, {row['kind']} words", result, f"{row['chance']:.2f}", reads))
     return rows
-
-
-def _human_captions(run: Run, ids: Iterable[str]) -> Iterator[tuple[str, Hypothesis]]:
-    """(id, human caption with the attention of the model that is fed it), of every caption of the clips."""
-    for video_id in ids:
-        for words in map(tokenize, run.data.captions[video_id]):
-            if words:
-                log_probs, rows = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
-                total = float(log_probs.sum())
-                yield video_id, Hypothesis(words, total, total, log_probs[0], rows[0], None)
 
 
 @torch.inference_mode()

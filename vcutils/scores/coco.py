@@ -4,16 +4,13 @@ The protocol (Chen et al. 2015, "Microsoft COCO Captions") is more than the form
 Treebank words, lower-cased, without punctuation (`scores.ptb`); every reference of a clip counts; and the scorers are
 those of the COCO toolkit, here from the package pycocoevalcap. Numbers are fractions, as the toolkit returns them.
 
-    Bleu_1 … Bleu_4   n-grams of the caption found in some reference, over the whole corpus, with a penalty for
-                      captions shorter than the closest reference (Papineni et al. 2002)
-    METEOR            words aligned by form, stem, synonym and paraphrase, recall before precision, with a penalty for
-                      broken order (Banerjee & Lavie 2005; version 1.5: Denkowski & Lavie 2014); a Java program
+    Bleu_1 … Bleu_4   n-grams found in some reference, over the whole corpus; brevity costs (Papineni et al. 2002)
+    METEOR            words aligned by form, stem, synonym, paraphrase (Denkowski & Lavie 2014); a Java program
     ROUGE_L           longest common subsequence, recall before precision (Lin 2004)
-    CIDEr             n-grams weighted by how rare they are among the clips, averaged over the references, times 10, so
-                      it may exceed 1 (Vedantam et al. 2015; the toolkit's variant is the paper's CIDEr-D)
+    CIDEr             n-grams weighted by how rare they are among the clips, mean over the references, times 10, so it
+                      may exceed 1 (Vedantam et al. 2015; the toolkit's variant is the paper's CIDEr-D)
 
-SPICE, the toolkit's sixth metric, is left out: it downloads Stanford's parser models for a Java program that needs
-minutes and old Java versions, so nobody could repeat its numbers offline.
+SPICE is left out: it downloads a parser for a Java program that needs old versions, so nobody could repeat it offline.
 """
 
 import atexit
@@ -24,6 +21,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -71,11 +69,8 @@ class References:
         """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
 
         The reward of self-critical training (Rennie et al. 2017): a clip may come several times or not at all, and a
-        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references. Raises
-        UserError for an unknown id.
+        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references.
         """
-        if unknown := [i for i, _ in captions if i not in self._texts]:
-            raise UserError(f"no references for {_some(unknown)}")
         words = ptb_words_of_all([caption for _, caption in captions])
         texts = [" ".join([*w, END] if end else w) for w, end in zip(words, ended, strict=True)]
         return self._cider_with_ends([i for i, _ in captions], texts)
@@ -193,11 +188,9 @@ def _java() -> str | None:
 
 @cache
 def _runs(java: str) -> bool:
-    # macOS has a /usr/bin/java that only says where to get one
-    try:
+    with suppress(OSError):  # macOS has a /usr/bin/java that only says where to get one
         return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    return False
 
 
 @cache
@@ -209,7 +202,7 @@ class _Meteor(Meteor):
         command = [java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", METEOR_JAR, *"- - -stdio -l en -norm".split()]
         pipe, folder = subprocess.PIPE, Path(inspect.getfile(Meteor)).parent
         self.meteor_p = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # its parent's end takes it again after a call that failed
         atexit.register(self.meteor_p.kill)
 
 
@@ -221,8 +214,6 @@ def _meteor_scores(
         try:
             return meteor.compute_score(references, hypotheses)
         except (OSError, ValueError):  # the program ended; `notes` says so
-            if meteor.lock.locked():
-                meteor.lock.release()
             _Meteor.cache_clear()
     return None, [None] * len(references)
 

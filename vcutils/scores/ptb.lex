@@ -1,8 +1,39 @@
 # What is a word: the rules of ptb.py, in the notation of lexer generators.
 #
-# A line is a part, NAME and a regular expression that later lines name as {NAME}, or a rule: what is written of the word
-# (a name of ptb.py's table _WRITTEN), and a regular expression with the word in group 1. What follows group 1 is context.
+#   NAME      regular expression            a part, which later lines name as {NAME}
+#   > kind    regular expression   text     what is written in place of some characters in words of this kind
+#   kind      regular expression            a rule: group 1 is a word of this kind, what follows it is context
+#
 # Lines that begin with blanks go on with the line above.
+
+> dropped   .+
+> entities  &amp;           &
+> entities  &lt;            <
+> entities  &gt;            >
+> entities  &(?:quot|nbsp); ''
+> entities  &[mn]dash;      --
+> brackets  \(              -lrb-
+> brackets  \)              -rrb-
+> spelled   \(              -lrb-
+> spelled   \)              -rrb-
+> spelled   \[              -lsb-
+> spelled   \]              -rsb-
+> spelled   \{              -lcb-
+> spelled   \}              -rcb-
+> spelled   ¢               cents
+> spelled   £               #
+> spelled   [¤€₠\x80]       $
+> spelled   […\x85]         ...
+> spelled   ¼               1/4
+> spelled   ½               1/2
+> spelled   ¾               3/4
+> spelled   ⅓               1/3
+> spelled   ⅔               2/3
+> spelled   [’\x92›]        '
+> spelled   [‘\x91‛‹]       `
+> spelled   [“«\x93]        ``
+> spelled   ["”»\x94]       ''
+> spelled   [–—―\x96\x97]   --
 
 # Abbreviations that keep their period. Found by asking the tool about 710,000 words, each in three cases and contexts.
 ABBREVIATIONS   (?i:adj|adm|adv|alex|assoc|asst|attys?|ave|brig|capt|cf|cie|cmdr|col|comdr|cpl|dept|det|drs?|elec|ens|ft|

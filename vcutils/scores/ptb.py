@@ -12,7 +12,8 @@ match, and is read again as the start of the next word.
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import zip_longest
@@ -25,8 +26,6 @@ _SYMBOLS = re.compile(
     "[¡¥-©¬®-´¶-¹¿×÷·։\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2070-\u208e₤\u2100-\u214f⅕-⅞"
     "\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
 )
-
-
 _ALIKE = dict(zip("\t\n\x92\x91‛—―\x96\x97\x93\x94‑", "  ’‘‘––––““‐", strict=True))
 
 
@@ -56,37 +55,22 @@ def _stand_in(char: str) -> str:
     return "§" if _SYMBOLS.match(char) else "\0"
 
 
-# What the tool writes in place of some characters; all others stay as they are, in lower case.
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&nbsp;": "''", "&mdash;": "--", "&ndash;": "--"}
-_ROUND_BRACKETS = {"(": "-lrb-", ")": "-rrb-"}
-_SPELLED = {
-    **_ROUND_BRACKETS,
-    **{"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
-    **{"¢": "cents", "£": "#", "¤": "$", "€": "$", "₠": "$", "\x80": "$", "…": "...", "\x85": "..."},
-    **{"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
-    **dict.fromkeys("’\x92›", "'"),
-    **dict.fromkeys("‘\x91‛‹", "`"),
-    **dict.fromkeys("“«\x93", "``"),
-    **dict.fromkeys('"”»\x94', "''"),
-    **dict.fromkeys("–—―\x96\x97", "--"),
-}
-# By the names in ptb.lex; None: no word at all.
-_WRITTEN = {"as-is": {}, "dropped": None, "entities": _ENTITIES, "brackets": _ROUND_BRACKETS, "spelled": _SPELLED}
-
-
-def _read_rules() -> list[tuple[re.Pattern[str], Mapping[str, str] | None]]:
-    """The rules of ptb.lex in their order: (pattern, what is written in place of some characters)."""
+def _read_rules() -> list[tuple[re.Pattern[str], list[tuple[str, str]]]]:
+    """The rules of ptb.lex in their order: (pattern, what is written in place of what)."""
     text = files("vcutils.scores").joinpath("ptb.lex").read_text(encoding="utf-8")
     parts: dict[str, str] = {}
-    rules: list[tuple[re.Pattern[str], Mapping[str, str] | None]] = []
-    for line in re.sub("\n +", "", text).split("\n"):
-        if line and not line.startswith("#"):
-            name, pattern = line.split(maxsplit=1)
-            pattern = re.sub("{([A-Z_]+)}", lambda part: parts[part[1]], pattern)
-            if name in _WRITTEN:
-                rules.append((re.compile(pattern), _WRITTEN[name]))
-            else:
-                parts[name] = pattern
+    written: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    rules = []
+    for line in re.sub(r"^(#.*)?\n|\n +", "", text, flags=re.MULTILINE).strip().split("\n"):
+        name, pattern = line.split(maxsplit=1)
+        pattern = re.sub("{([A-Z_]+)}", lambda part: parts[part[1]], pattern)
+        if name.isupper():
+            parts[name] = pattern
+        elif name == ">":
+            kind, pattern, *texts = pattern.split()
+            written[kind].append((pattern, "".join(texts)))
+        else:
+            rules.append((re.compile(pattern), written[name]))
     return rules
 
 
@@ -119,11 +103,10 @@ def ptb_words(caption: str, following: str = "") -> list[str]:
             match = rule.match(text, position)
             if match and match.end() > longest:
                 longest, word_end, replacements = match.end(), match.end(1), rule_replacements
-        if replacements is not None:
-            word = re.sub("[ \t\xa0]", "\xa0", caption[position:word_end].lower())
-            for character, written in replacements.items():
-                word = word.replace(character, written)
-            words.append(word)
+        word = re.sub("[ \t\xa0]", "\xa0", caption[position:word_end].lower())
+        for pattern, written in replacements:
+            word = re.sub(pattern, written, word)
+        words.append(word)
         position = word_end
     return [word for word in words if word and word not in _PUNCTUATION]
 
