@@ -154,7 +154,7 @@ def pictures():
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 @pytest.mark.parametrize("with_pictures", [True, False])
 def test_figures_are_saved_in_every_format(tmp_path, hypothesis, pictures, suffix, with_pictures):
-    heatmap = plot_heatmap(hypothesis.words, WEIGHTS, TIMES, pictures if with_pictures else (), "a $clip_1$")
+    heatmap = plot_heatmap(hypothesis.words, WEIGHTS, TIMES, pictures if with_pictures else None, "a $clip_1$")
     strip = plot_filmstrip("cat", WEIGHTS[0], TIMES, pictures)
     begin = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     for name, figure in (("heatmap", heatmap), ("strip", strip)):

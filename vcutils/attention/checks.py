@@ -52,16 +52,16 @@ def _pointing(run: Run, hypotheses: Hypotheses) -> list[Row]:
         return [("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
     times, events = {i: run.timestamps(i) for i in hypotheses}, read_events(path)
     groundings = ground(hypotheses, times, events)
-    source = dict.fromkeys((g.kind for g in groundings), "")
+    generated = {g.kind for g in groundings}
     for video_id in hypotheses:
         for words in filter(None, map(tokenize, run.data.captions[video_id])):
             log_probs, attention = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
             human = Hypothesis(words, 0.0, 0.0, log_probs[0], attention[0], None)
-            groundings += [g for g in ground({video_id: human}, times, events) if g.kind not in source]
+            groundings += [g for g in ground({video_id: human}, times, events) if g.kind not in generated]
     rows = []
     for row in grounding_table(groundings):
         result = f"{row['pointing']:.1%}, mass {row['mass']:.2f}"
-        whose = source.get(row["kind"], " of human captions, fed to the decoder")
+        whose = "" if row["kind"] in generated else " of human captions, fed to the decoder"
         reads = f"strongest frame, and attention, inside the true time ({row['words']} words{whose})"
         rows.append((f"pointing, {row['kind']} words", result, f"{row['chance']:.2f}", reads))
     return rows
@@ -133,9 +133,7 @@ def _deletion(run: Run, hypotheses: Hypotheses) -> list[Row]:
     return rows
 
 
-def mean_with_interval(
-    values: Sequence[float], clips: Sequence[str], seed: int = 0, resamples: int = 2000
-) -> tuple[float, float, float]:
+def mean_with_interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float, float]:
     """Mean over words and its 95 % bootstrap interval, (mean, low, high).
 
     Whole clips are drawn, since the words of one caption lean on each other: words drawn one by one would give an
@@ -143,7 +141,7 @@ def mean_with_interval(
     """
     names, groups = np.unique(np.asarray(clips), return_inverse=True)
     sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
-    picks = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    picks = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
     low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
     return float(np.mean(values)), float(low), float(high)
 

@@ -16,14 +16,14 @@ from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import replacing
 
 COLUMNS = 8  # frames per row of a film strip
-Pictures = Sequence[np.ndarray]  # RGB, any size; none where only features are at hand
+Pictures = Sequence[np.ndarray] | None  # RGB, any size; None where only features are at hand
 
 
 def plot_heatmap(
     words: Sequence[str],
     weights: np.ndarray,
     timestamps: Sequence[float],
-    thumbnails: Pictures = (),
+    thumbnails: Pictures = None,
     title: str = "",
     timed: bool = True,
 ) -> Figure:
@@ -46,7 +46,7 @@ def plot_heatmap(
 
 
 def plot_filmstrip(
-    word: str, row: np.ndarray, timestamps: Sequence[float], thumbnails: Pictures, timed: bool = True
+    word: str, row: np.ndarray, timestamps: Sequence[float], thumbnails: Sequence[np.ndarray], timed: bool = True
 ) -> Figure:
     """The clip's frames, each as bright as its weight (T,) for one word, the strongest framed in orange."""
     rows = -(-len(row) // COLUMNS)
@@ -77,7 +77,7 @@ def plot_entropy(words: Sequence[str], weights: np.ndarray) -> Figure:
 
 
 def plot_importance(
-    weights: np.ndarray, timestamps: Sequence[float], thumbnails: Pictures = (), top: int = 5, timed: bool = True
+    weights: np.ndarray, timestamps: Sequence[float], thumbnails: Pictures = None, top: int = 5, timed: bool = True
 ) -> Figure:
     """Mean attention of the frames over the words (L, T) against time, the `top` strongest coloured and shown above."""
     importance = weights.mean(axis=0)
@@ -89,7 +89,7 @@ def plot_importance(
     axes.bar(timestamps, importance, width, color="lightgrey")
     axes.bar(times, importance[strongest], width)
     axes.set(xlabel="time (s)" if timed else "frame, counted from 0", ylabel="mean attention")
-    pictures = [thumbnails[frame] for frame in strongest] if thumbnails else []
+    pictures = [thumbnails[frame] for frame in strongest] if thumbnails else None
     _title_over_pictures(axes, "what the whole caption rests on", times, pictures)
     return figure
 
@@ -98,7 +98,7 @@ def _title_over_pictures(axes: Axes, title: str, positions: Sequence[float], pic
     """A title, and between it and the axes small pictures (RGB) centred at x positions in data units."""
     axes.set_title(title, fontsize=10, pad=44 if pictures else 6, parse_math=False)
     above: Any = {"xycoords": ("data", "axes fraction"), "box_alignment": (0.5, -0.08), "frameon": False}
-    for x, picture in zip(positions, pictures, strict=False):
+    for x, picture in zip(positions, pictures or (), strict=False):
         box = OffsetImage(picture, zoom=42 / picture.shape[1] * (72 / axes.figure.dpi))
         axes.add_artist(AnnotationBbox(box, (x, 1.0), **above))
 

@@ -22,10 +22,7 @@ class WordView(NamedTuple):
 
 
 def word_views(hypothesis: Hypothesis, timestamps: Sequence[float]) -> list[WordView]:
-    """The strongest frame of every word of a hypothesis; `timestamps` (T,) in seconds.
-
-    Raises ValueError when words, attention rows and timestamps do not fit together.
-    """
+    """The strongest frame of every word; `timestamps` (T,) in seconds. Raises ValueError where they do not fit."""
     check_alignment(hypothesis.words, hypothesis.attention, timestamps)
     strongest = hypothesis.attention.argmax(axis=1).tolist()
     return [

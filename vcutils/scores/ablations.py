@@ -15,7 +15,6 @@ from vcutils.scores.report import min_mean_max, over_seeds
 from vcutils.scores.runs import load_model
 from vcutils.train import Trainer
 
-METRICS = ("Bleu", "CIDEr")
 VARIANTS: dict[str, dict[str, Any]] = {
     "full model": {},
     "uniform attention": {"attention": "uniform"},
@@ -57,7 +56,7 @@ def ablate(
             for row, beam in searches.items():
                 decode = replace(config.decode, beam_size=beam)
                 captions = captions_of(predict(model, vocabulary, data.store, ids, decode))
-                scores.setdefault(row, []).append(scorer.score(captions, METRICS))
+                scores.setdefault(row, []).append(scorer.score(captions, ("Bleu", "CIDEr")))
     rows = []
     for row, by_seed in scores.items():
         both = over_seeds(by_seed)

@@ -16,6 +16,7 @@ SPICE is left out: it downloads a parser for a Java program that needs old versi
 import atexit
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -38,18 +39,14 @@ from vcutils.scores.ptb import ptb_words_of_all
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
 END = "<end>"  # no PTB word is spelled so
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Scores = dict[str, float | None]
 
 
 class References:
-    """References that are scored against more than once: words, n-grams and document frequencies are counted once.
-
-    Raises UserError for a clip without references.
-    """
+    """References to score against more than once, {id: captions}. Raises UserError for a clip without captions."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        if not references:
-            raise UserError("no references: scores need at least one clip with captions")
         for video_id, captions in references.items():
             if isinstance(captions, str) or not captions:
                 raise UserError(f"{video_id}: needs a list with at least one reference caption")
@@ -171,12 +168,8 @@ def notes(scores: Mapping[str, float | None], clips: int) -> list[str]:
 
 def why_no_meteor() -> str | None:
     """One line on why METEOR cannot run here and how to change it; None when it can."""
-    if _java() is not None:
-        return None
-    return (
-        "METEOR: not available without a Java that runs; install one (apt install default-jre, conda install openjdk), "
-        "or set JAVA_HOME"
-    )
+    why = "METEOR: needs Java: apt install default-jre or conda install openjdk, or set JAVA_HOME to one that runs"
+    return None if _java() else why
 
 
 def _java() -> str | None:
@@ -219,15 +212,10 @@ def _meteor_scores(
 
 
 def read_predictions(path: Path | str) -> dict[str, str]:
-    """Captions by id from JSON: {id: caption}, or {id: {"caption": …}} as notebook 04 writes.
-
-    Raises UserError for anything else, naming the file and the id; FileNotFoundError where there is no file.
-    """
-    captions = _read_object(path, "{id: caption}")
-    for video_id, row in captions.items():
-        captions[video_id] = row.get("caption") if isinstance(row, dict) else row
-        _check_caption(captions[video_id], f"{path}: {video_id}")
-    return captions
+    """Captions by id from JSON: {id: caption}, or {id: {"caption": …}} as notebook 04 writes; see `read_references`."""
+    rows = _read_object(path, "{id: caption}")
+    captions = {i: [row.get("caption") if isinstance(row, dict) else row] for i, row in rows.items()}
+    return {i: caption for i, (caption,) in _checked(captions, path).items()}
 
 
 def read_references(path: Path | str) -> dict[str, list[str]]:
@@ -235,25 +223,19 @@ def read_references(path: Path | str) -> dict[str, list[str]]:
 
     Raises UserError for anything else, naming the file and the id; FileNotFoundError where there is no file.
     """
-    references = _read_object(path, "{id: [captions]}")
-    for video_id, captions in references.items():
-        if not isinstance(captions, list) or not captions:
+    return _checked(_read_object(path, "{id: [captions]}"), path)
+
+
+def _checked(captions: dict[str, Any], path: Path | str) -> dict[str, list[str]]:
+    """The captions themselves. Raises UserError for what is no caption, or could not be sent to METEOR's program."""
+    for video_id, texts in captions.items():
+        if not isinstance(texts, list) or not texts:
             raise UserError(f"{path}: {video_id}: needs a list with at least one caption")
-        for caption in captions:
-            _check_caption(caption, f"{path}: {video_id}")
-    return references
-
-
-def _check_caption(caption: Any, where: str) -> None:
-    """Raise UserError for what is no caption, is endless, or could not be sent to METEOR's program."""
-    if not isinstance(caption, str) or not caption.strip():
-        raise UserError(f"{where}: a caption must be a text that is not empty; write one, or leave the clip out")
-    if len(caption) > MAX_CAPTION:
-        raise UserError(f"{where}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
-    try:
-        caption.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {caption[error.start]!a} is half a character; mend it") from error
+        for text in texts:
+            if not isinstance(text, str) or not text.strip() or len(text) > MAX_CAPTION or _SURROGATE.search(text):
+                reason = f"a caption must be a text of 1 to {MAX_CAPTION:,} characters, with no surrogate in it"
+                raise UserError(f"{path}: {video_id}: {reason}; mend it, or leave the clip out")
+    return captions
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:

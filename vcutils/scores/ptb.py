@@ -1,9 +1,8 @@
 r"""Words as the COCO caption evaluation counts them: Penn Treebank tokens, lower-cased, without punctuation.
 
 The COCO toolkit (Chen et al. 2015, section 3.2) runs the Stanford PTBTokenizer 3.4.1, a Java program, and then drops a
-list of punctuation marks. A word more or less moves every score, so this module gives the same words in Python. It
-was written from the Treebank's conventions and from what the Java tool answers to some hundred thousand probes, and
-is compared with it in tests/test_coco.py.
+list of punctuation marks. A word more or less moves every score, so this module gives the same words in Python, found
+by some hundred thousand probes of the Java tool and compared with it in tests/test_coco.py.
 
 How it works: at each position every rule of ptb.lex is tried. The rule with the longest match wins; of equals,
 the earlier one. Group 1 of the match becomes a word. What follows group 1 is context: it counts for the length of the
@@ -85,9 +84,8 @@ _PLAIN = re.compile(
 def ptb_words(caption: str, following: str = "") -> list[str]:
     """The words of a caption as the COCO protocol counts them.
 
-    The toolkit gives the Java tool one file with a caption a line, and in two cases the tool looks over the line's
-    end: "plan b." before a line that begins with "A", and "no." before one that begins with a digit. To count as it
-    counts, `following` takes the next caption.
+    The Java tool reads a file with a caption a line, and in two cases looks at the line that follows, here `following`:
+    at "plan b." before a line that begins with "A", and at "no." before one that begins with a digit.
     """
     caption = caption.replace("&apos;", "'").replace("\xad", "")  # a soft hyphen is not part of a word
     text = "\n".join("".join(map(_stand_in, part)) for part in (caption, following[:24]))  # no other \n is in it

@@ -17,7 +17,6 @@ from vcutils.features import clip_features
 from vcutils.model import CaptionModel
 from vcutils.runtime import checkpoints
 from vcutils.runtime.backbones import Backbone, load_backbone
-from vcutils.runtime.checkpoints import check_features, run_config
 from vcutils.runtime.machine import pick_device
 from vcutils.runtime.pictures import frames_at
 from vcutils.runtime.settings import from_dict
@@ -45,8 +44,7 @@ class Run:
     def extract(self) -> ExtractConfig:
         """How the features were made: by their manifest, else by the run's settings."""
         settings = from_dict(ExtractConfig, self.config["extract"])
-        extracted = self.data.store.extracted or {}
-        frames = extracted.get("num_frames", settings.num_frames)
+        frames = (self.data.store.extracted or {}).get("num_frames", settings.num_frames)
         return replace(settings, backbone=backbone_of(self.data.store.folder), num_frames=frames)
 
     @property
@@ -73,10 +71,7 @@ class Run:
         return predict(self.model, self.vocabulary, self.data.store, ids, decode or self.decode, sources)
 
     def caption(self, clip: Path, decode: DecodeConfig | None = None) -> tuple[Hypothesis, list[float]]:
-        """The best hypothesis for any video file, and its frames' times in seconds.
-
-        Raises VideoError for what cannot be decoded, UserError when no backbone gives such features (see `backbone`).
-        """
+        """The best hypothesis for any video file, and its frames' times (s). Raises VideoError for a bad file."""
         features, frames = clip_features(self.backbone, clip, self.extract)
         mask = torch.ones(1, len(features), dtype=torch.bool)
         beams = generate(self.model, self.vocabulary, features[None], mask, decode or self.decode)
@@ -106,16 +101,13 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
 
 
 def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -> Run:
-    """Open data/<corpus>/runs/<name>, trained on this corpus (`corpora.open_run` finds it).
-
-    Raises UserError that names what is missing.
-    """
+    """Open data/<corpus>/runs/<name>, trained on this corpus. Raises UserError that names what is missing."""
     folder = Path(folder).resolve()
-    config = run_config(folder)
+    config = checkpoints.run_config(folder)
     model, vocabulary, about = load_model(folder / "best", device or pick_device())
     features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
     data = load_data(corpus, folder.parent.parent, features)
-    check_features(about, data.store, folder / "best")
+    checkpoints.check_features(about, data.store, folder / "best")
     return Run(folder, config, model, vocabulary, data, corpus.clips)
 
 
@@ -127,7 +119,7 @@ def sister_runs(run: Run) -> list[Run]:
 
     sisters = {run.config["train"]["seed"]: run}
     for path in sorted(run.folder.parent.glob("*/config.json")):
-        config = run_config(path.parent)
+        config = checkpoints.run_config(path.parent)
         seed = config["train"]["seed"]
         if seed not in sisters and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
             model, vocabulary, about = load_model(path.parent / "best", next(run.model.parameters()).device)
