@@ -12,10 +12,11 @@ from vcutils.config import DecodeConfig, UserError
 from vcutils.corpora import open_run
 from vcutils.corpus import read_splits
 from vcutils.decode import predict
+from vcutils.runtime.capture import VideoError
 from vcutils.scores import coco as metrics
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions, typical_caption
 from vcutils.scores.report import evaluate, plot_examples, protocol, score_table
-from vcutils.scores.runs import Run, caption_files, sister_runs
+from vcutils.scores.runs import Run, sister_runs
 
 METRICS = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
 
@@ -50,7 +51,7 @@ def test_metrics_file_has_the_contracts_shape(run, result):
 def test_scores_are_those_of_the_predictions_file(run, result):
     captions = metrics.read_predictions(run.folder / "predictions_test.json")
     references = {i: list(run.data.captions[i]) for i in run.data.splits["test"]}
-    scores = metrics.score(captions, references)
+    scores = metrics.References(references).score(captions)
     assert {n: scores[n] for n in METRICS} == pytest.approx({n: result["scores"][n] for n in METRICS})
 
 
@@ -164,14 +165,14 @@ def test_human_line_leaves_the_judged_caption_out():
     assert human_line({"a": ["only one"]}) is None
 
 
-def test_one_broken_clip_does_not_stop_the_others(run, tiny_corpus, tmp_path):
-    good = tiny_corpus.clips[run.data.splits["test"][0]]
+def test_any_clip_is_captioned_as_the_corpus_was_and_a_broken_one_is_told(run, tiny_corpus, tmp_path):
     (tmp_path / "broken.mp4").write_text("no video")
-    results = dict(caption_files(run, [tmp_path / "broken.mp4", good, tmp_path / "missing.mp4"], DecodeConfig()))
-    assert all(isinstance(results[tmp_path / f"{name}.mp4"], UserError) for name in ("broken", "missing"))
-    hypothesis, times = results[good]
+    for name in ("broken.mp4", "missing.mp4"):
+        with pytest.raises(VideoError, match=name):
+            run.caption(tmp_path / name)
+    hypothesis, times = run.caption(tiny_corpus.clips[run.data.splits["test"][0]], DecodeConfig())
     stored = predict(run.model, run.vocabulary, run.data.store, run.data.splits["test"][:1], DecodeConfig())
-    assert hypothesis.words == next(iter(stored.values())).words, "any clip is seen as the corpus was"
+    assert hypothesis.words == next(iter(stored.values())).words
     assert len(times) == hypothesis.attention.shape[1] == 6
 
 

@@ -21,7 +21,6 @@ from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.files import holding
 from vcutils.runtime.record import LOG_FIELDS, Record
 from vcutils.runtime.self_critical import sample_captions, sampled_batch
-from vcutils.scores import coco as metrics
 from vcutils.scores.coco import References
 from vcutils.scores.runs import load_model
 from vcutils.train import Trainer, lr_factor
@@ -348,7 +347,7 @@ def test_best_holds_the_epoch_with_the_best_generated_captions(toy_data, toy_con
     model, vocabulary, _ = load_model(tmp_path / "run" / "best")
     ids = toy_data.splits["val"]
     hypotheses = predict(model, vocabulary, toy_data.store, ids, DecodeConfig(beam_size=1))
-    scores = metrics.score(captions_of(hypotheses), {i: toy_data.captions[i] for i in ids})
+    scores = References({i: toy_data.captions[i] for i in ids}).score(captions_of(hypotheses))
     assert scores["CIDEr"] == pytest.approx(best)
 
 

@@ -201,7 +201,7 @@ def score(
     from vcutils.scores import coco
 
     captions, known = coco.read_predictions(predictions), coco.read_references(references)
-    scores = coco.score(captions, known)
+    scores = coco.References(known).score(captions)
     protocol = {"clips": len(captions), "references": sum(map(len, known.values())), "tokenizer": "PTB"}
     notes = coco.notes(scores, len(captions))
     report = {"scores": scores, "protocol": protocol, "notes": notes}
@@ -211,18 +211,19 @@ def score(
 def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg = False) -> int:
     """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails."""
     from vcutils.attention.measures import attention_dict, word_views
-    from vcutils.scores.runs import caption_files
+    from vcutils.runtime.capture import VideoError
 
     if not clips:
         raise UserError("caption: name at least one clip")
     opened, decode = _run(run, beam)
     report: dict[str, Any] = {}
-    for clip, result in caption_files(opened, clips, decode):
-        if isinstance(result, UserError):
-            report[str(clip)] = {"error": str(result)}
-            print(result, file=sys.stderr)
+    for clip in clips:
+        try:
+            hypothesis, timestamps = opened.caption(clip, decode)
+        except VideoError as error:
+            report[str(clip)] = {"error": str(error)}
+            print(error, file=sys.stderr)
             continue
-        hypothesis, timestamps = result
         report[str(clip)] = attention_dict(hypothesis, timestamps)
         if not as_json:
             print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")

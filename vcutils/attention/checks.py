@@ -1,21 +1,14 @@
 """How far can the attention be believed? Checks that could fail, in one table.
 
 Jain & Wallace (2019) found models whose attention could be changed without changing what they say; Wiegreffe & Pinter
-(2019) showed that this does not make attention useless, but that it must be tested. Each check below says what it
-can show:
-
-    sums        the weights are what they claim to be: 1 over the frames that exist
-    pointing    against the truth, where a corpus knows when each thing is to be seen
-    deletion    cause: hiding the frames a word leaned on must hurt that word more than hiding others
-    uniform     use: what the captions lose when every frame is made to weigh the same
-    shuffled    time: what they lose when the frames come in another order
-    seeds       stability: do two trainings look at the same frames for the same words?
-    entropy     focus: how spread out the weights are, 1 = over all frames alike
+(2019) showed that this does not make attention useless, but that it must be tested. Pointing tests it against the
+truth, deletion asks for the cause, the ablations for its use, two seeds for stability; notebook 05 says what each of
+them can show, and what it cannot.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,63 +23,48 @@ from vcutils.scores.runs import Run, sister_runs
 from vcutils.vocab import START, UNK, Vocabulary, tokenize
 
 Hypotheses = Mapping[str, Hypothesis]  # by video id
+Row = tuple[str, str, str, str]  # check, result, chance or reference, how to read it
 
 
 def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> list[dict[str, str]]:
-    """All checks on a split as rows {check, result, chance or reference, reads}: see the module's head."""
+    """All checks on a split as rows {check, result, chance, reads}. Raises UserError when weights do not sum to 1."""
     decode = decode or run.decode
     hypotheses = run.predict(list(run.data.splits[split]), decode)
-    rows = [_sums(hypotheses)]
-    rows += _pointing(run, hypotheses)
-    rows += _deletion(run, hypotheses)
-    rows += _ablations(run, hypotheses, decode)
-    rows.append(_seed_agreement(run, hypotheses))
-    spread = float(np.mean(np.concatenate([entropy(h.attention) for h in hypotheses.values()])))
-    rows.append(_row("entropy", f"{spread:.2f}", "1", "share of the maximum: 1 would be all frames alike"))
-    return rows
-
-
-def _row(name: str, result: str, reference: str, reads: str) -> dict[str, str]:
-    return {"check": name, "result": result, "chance": reference, "reads": reads}
-
-
-def _sums(hypotheses: Hypotheses) -> dict[str, str]:
     worst = max(float(np.abs(h.attention.sum(axis=1) - 1).max()) for h in hypotheses.values())
     if worst > 1e-3:
         raise UserError(f"attention rows do not sum to 1 (off by {worst:.3g}): the checkpoint is not of this model")
-    return _row("sums", f"off by {worst:.0e}", "0", "weights sum to 1 over the frames that exist, none lies elsewhere")
+    spread = float(np.mean(np.concatenate([entropy(h.attention) for h in hypotheses.values()])))
+    rows = [
+        ("sums", f"off by {worst:.0e}", "0", "weights sum to 1 over the frames that exist, none lies elsewhere"),
+        *_pointing(run, hypotheses),
+        *_deletion(run, hypotheses),
+        *_ablations(run, hypotheses, decode),
+        _seed_agreement(run, hypotheses),
+        ("entropy", f"{spread:.2f}", "1", "share of the maximum: 1 would be all frames alike"),
+    ]
+    return [dict(zip(("check", "result", "chance", "reads"), row, strict=True)) for row in rows]
 
 
-def _pointing(run: Run, hypotheses: Hypotheses) -> list[dict[str, str]]:
+def _pointing(run: Run, hypotheses: Hypotheses) -> list[Row]:
     """Words that the model generated; for kinds of words that it never said, those of human captions."""
     path = run.data.root / "events.json"
     if not path.is_file():
-        return [_row("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
+        return [("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
     times, events = {i: run.timestamps(i) for i in hypotheses}, read_events(path)
-    table = grounding_table(ground(hypotheses, times, events))
-    generated = {row["kind"] for row in table}
-    human = [g for i, caption in _human_captions(run, hypotheses) for g in ground({i: caption}, times, events)]
-    table += [row | {"human": True} for row in grounding_table(human) if row["kind"] not in generated]
-    return [
-        _row(
-            f"pointing, {row['kind']} words",
-            f"{row['pointing']:.1%}, mass {row['mass']:.2f}",
-            f"{row['chance']:.2f}",
-            f"strongest frame, and attention, inside the true time ({row['words']} words"
-            f"{' of human captions, fed to the decoder' if 'human' in row else ''})",
-        )
-        for row in table
-    ]
-
-
-def _human_captions(run: Run, ids: Iterable[str]) -> Iterator[tuple[str, Hypothesis]]:
-    """(id, human caption with the attention of the model that is fed it), of every caption of the clips."""
-    for video_id in ids:
-        for words in map(tokenize, run.data.captions[video_id]):
-            if words:
-                log_probs, rows = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
-                total = float(log_probs.sum())
-                yield video_id, Hypothesis(words, total, total, log_probs[0], rows[0], None)
+    groundings = ground(hypotheses, times, events)
+    generated = {g.kind for g in groundings}
+    for video_id in hypotheses:
+        for words in filter(None, map(tokenize, run.data.captions[video_id])):
+            log_probs, attention = teacher_forced(run.model, run.vocabulary, [run.data.store[video_id]], words)
+            human = Hypothesis(words, 0.0, 0.0, log_probs[0], attention[0], None)
+            groundings += [g for g in ground({video_id: human}, times, events) if g.kind not in generated]
+    rows = []
+    for row in grounding_table(groundings):
+        result = f"{row['pointing']:.1%}, mass {row['mass']:.2f}"
+        whose = "" if row["kind"] in generated else " of human captions, fed to the decoder"
+        reads = f"strongest frame, and attention, inside the true time ({row['words']} words{whose})"
+        rows.append((f"pointing, {row['kind']} words", result, f"{row['chance']:.2f}", reads))
+    return rows
 
 
 @torch.inference_mode()
@@ -104,8 +82,7 @@ def teacher_forced(
     return log_probs.cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
 
 
-@dataclass(frozen=True)
-class Deletion:
+class Deletion(NamedTuple):
     """What hiding frames costs one word, in nats of its log-probability (positive: the word became less likely)."""
 
     video_id: str
@@ -143,22 +120,20 @@ def deletion(run: Run, hypotheses: Hypotheses, share: float = 0.25, draws: int =
     return drops
 
 
-def _deletion(run: Run, hypotheses: Hypotheses) -> list[dict[str, str]]:
+def _deletion(run: Run, hypotheses: Hypotheses) -> list[Row]:
     drops = deletion(run, hypotheses)
     if not drops:
-        return [_row("deletion", "–", "", "needs clips of two frames or more")]
+        return [("deletion", "–", "", "needs clips of two frames or more")]
     rows = []
     for name, others in (("random", [d.random for d in drops]), ("least attended", [d.least for d in drops])):
         gaps = [d.attended - other for d, other in zip(drops, others, strict=True)]
         mean, low, high = mean_with_interval(gaps, [d.video_id for d in drops])
         reads = f"hiding a word's frames costs it this much more than hiding {name} ones ({len(drops)} words)"
-        rows.append(_row(f"deletion against {name}", f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]", "0", reads))
+        rows.append((f"deletion against {name}", f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]", "0", reads))
     return rows
 
 
-def mean_with_interval(
-    values: Sequence[float], clips: Sequence[str], seed: int = 0, resamples: int = 2000
-) -> tuple[float, float, float]:
+def mean_with_interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float, float]:
     """Mean over words and its 95 % bootstrap interval, (mean, low, high).
 
     Whole clips are drawn, since the words of one caption lean on each other: words drawn one by one would give an
@@ -166,46 +141,44 @@ def mean_with_interval(
     """
     names, groups = np.unique(np.asarray(clips), return_inverse=True)
     sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
-    picks = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    picks = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
     low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
     return float(np.mean(values)), float(low), float(high)
 
 
-def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[dict[str, str]]:
+def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[Row]:
     """CIDEr × 100 of the same weights in a model with one switch changed."""
     scorer = References({i: list(run.data.captions[i]) for i in hypotheses})
 
     def cider(captions: Hypotheses) -> str:
         return f"{100 * (scorer.score(captions_of(captions), ('CIDEr',))['CIDEr'] or 0.0):.1f}"
 
-    experiments: tuple[tuple[str, dict[str, Any], str], ...] = (
-        ("uniform attention", {"attention": "uniform"}, "CIDEr × 100 when this model must look at all frames alike"),
-        ("frames shuffled", {"frame_order": "shuffled"}, "CIDEr × 100 when the frames come in another order"),
-    )
-    rows = []
-    for name, changes, reads in experiments:
-        config = replace(run.model.config, **changes)
-        model = CaptionModel(config, run.model.vocab_size, run.model.feature_dim)
+    def changed(**switch: Any) -> str:
+        model = CaptionModel(replace(run.model.config, **switch), run.model.vocab_size, run.model.feature_dim)
         model.load_state_dict(run.model.state_dict())
         model.to(next(run.model.parameters()).device)
-        captions = replace(run, model=model).predict(list(hypotheses), decode)
-        rows.append(_row(name, cider(captions), cider(hypotheses), reads))
-    return rows
+        return cider(replace(run, model=model).predict(list(hypotheses), decode))
+
+    uniform, shuffled, whole = changed(attention="uniform"), changed(frame_order="shuffled"), cider(hypotheses)
+    return [
+        ("uniform attention", uniform, whole, "CIDEr × 100 when this model must look at all frames alike"),
+        ("frames shuffled", shuffled, whole, "CIDEr × 100 when the frames come in another order"),
+    ]
 
 
-def _seed_agreement(run: Run, hypotheses: Hypotheses) -> dict[str, str]:
+def _seed_agreement(run: Run, hypotheses: Hypotheses) -> Row:
     others = sister_runs(run)
     if not others:
-        return _row("seed agreement", "–", "", "no second training to compare with: train with --seeds 2")
+        return "seed agreement", "–", "", "no second training to compare with: train with --seeds 2"
     names = f"({run.folder.name}, {others[0].folder.name})"
     correlations = agreement(run, others[0], hypotheses)
     if not correlations:
         why = "both weigh all frames alike, no clip has three frames, or they know different words"
-        return _row("seed agreement", "–", "", f"nothing to compare: {why} {names}")
+        return "seed agreement", "–", "", f"nothing to compare: {why} {names}"
     clips, values = zip(*correlations, strict=True)
     mean, low, high = mean_with_interval(values, clips)
     reads = f"two trainings look at the same frames when near 1 {names}"
-    return _row("seed agreement", f"{mean:.2f} [{low:.2f}, {high:.2f}]", "0", reads)
+    return "seed agreement", f"{mean:.2f} [{low:.2f}, {high:.2f}]", "0", reads
 
 
 def agreement(run: Run, other: Run, hypotheses: Hypotheses) -> list[tuple[str, float]]:

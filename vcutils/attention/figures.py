@@ -16,17 +16,18 @@ from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import replacing
 
 COLUMNS = 8  # frames per row of a film strip
+Pictures = Sequence[np.ndarray] | None  # RGB, any size; None where only features are at hand
 
 
 def plot_heatmap(
     words: Sequence[str],
     weights: np.ndarray,
     timestamps: Sequence[float],
-    thumbnails: Sequence[np.ndarray] | None = None,
+    thumbnails: Pictures = None,
     title: str = "",
     timed: bool = True,
 ) -> Figure:
-    """Word × frame heatmap of weights (L, T) with the frames (RGB, any size) and their times along its axis.
+    """Word × frame heatmap of weights (L, T) with the frames and their times along its axis.
 
     `timed=False` where no times are known: `timestamps` then only count the frames.
     """
@@ -40,7 +41,7 @@ def plot_heatmap(
     axes.set_xlabel("time of the frame (s)" if timed else "frame")
     axes.plot(weights.argmax(axis=1), range(len(words)), "o", mfc="none", mec="white", ms=7, label="strongest frame")
     figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01)
-    _title_over_pictures(axes, title, range(count), thumbnails or ())
+    _title_over_pictures(axes, title, range(count), thumbnails)
     return figure
 
 
@@ -76,32 +77,28 @@ def plot_entropy(words: Sequence[str], weights: np.ndarray) -> Figure:
 
 
 def plot_importance(
-    weights: np.ndarray,
-    timestamps: Sequence[float],
-    thumbnails: Sequence[np.ndarray] | None = None,
-    top: int = 5,
-    timed: bool = True,
+    weights: np.ndarray, timestamps: Sequence[float], thumbnails: Pictures = None, top: int = 5, timed: bool = True
 ) -> Figure:
     """Mean attention of the frames over the words (L, T) against time, the `top` strongest coloured and shown above."""
     importance = weights.mean(axis=0)
     strongest = sorted(np.argsort(-importance, kind="stable")[:top].tolist())
     times = [timestamps[frame] for frame in strongest]
     width = 0.8 * min(np.diff(timestamps), default=1.0)
-    figure = Figure(figsize=(9, 2.2 if thumbnails is None else 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 2.8 if thumbnails else 2.2), layout="constrained")
     axes = figure.subplots()
     axes.bar(timestamps, importance, width, color="lightgrey")
     axes.bar(times, importance[strongest], width)
     axes.set(xlabel="time (s)" if timed else "frame, counted from 0", ylabel="mean attention")
-    pictures = [thumbnails[frame] for frame in strongest] if thumbnails else []
+    pictures = [thumbnails[frame] for frame in strongest] if thumbnails else None
     _title_over_pictures(axes, "what the whole caption rests on", times, pictures)
     return figure
 
 
-def _title_over_pictures(axes: Axes, title: str, positions: Sequence[float], pictures: Sequence[np.ndarray]) -> None:
+def _title_over_pictures(axes: Axes, title: str, positions: Sequence[float], pictures: Pictures) -> None:
     """A title, and between it and the axes small pictures (RGB) centred at x positions in data units."""
     axes.set_title(title, fontsize=10, pad=44 if pictures else 6, parse_math=False)
     above: Any = {"xycoords": ("data", "axes fraction"), "box_alignment": (0.5, -0.08), "frameon": False}
-    for x, picture in zip(positions, pictures, strict=False):
+    for x, picture in zip(positions, pictures or (), strict=False):
         box = OffsetImage(picture, zoom=42 / picture.shape[1] * (72 / axes.figure.dpi))
         axes.add_artist(AnnotationBbox(box, (x, 1.0), **above))
 
@@ -111,12 +108,12 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
     Text stays text in SVG and PDF, and equal figures give equal files.
     """
-    dateless: dict[str, Any] = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in dateless]
+    paths = []
     with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
-        for target, metadata in zip(paths, dateless.values(), strict=True):
-            with replacing(target) as temporary:
-                figure.savefig(temporary, dpi=150, metadata=metadata)
+        for suffix, dateless in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+            paths.append(path.with_name(f"{path.name}.{suffix}"))
+            with replacing(paths[-1]) as temporary:
+                figure.savefig(temporary, dpi=150, metadata=dateless)
     return paths
 
 

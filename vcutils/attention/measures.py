@@ -1,23 +1,17 @@
-"""Which frames the model looked at for each word: measures of attention.
-
-Attention is evidence of where information was read, not proof of why a word was said (Jain & Wallace 2019;
-Wiegreffe & Pinter 2019); notebook 05 shows the checks that tell how far it can be trusted.
-"""
+"""Which frames the model looked at for each word: measures of attention (`checks` tells how far to trust them)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vcutils.config import UserError
 from vcutils.decode import Hypothesis
-from vcutils.runtime.files import read_json
+from vcutils.runtime.files import read_json, reading
 
 
-@dataclass(frozen=True)
-class WordView:
+class WordView(NamedTuple):
     """One word and its strongest frame."""
 
     word: str
@@ -28,10 +22,7 @@ class WordView:
 
 
 def word_views(hypothesis: Hypothesis, timestamps: Sequence[float]) -> list[WordView]:
-    """The strongest frame of every word of a hypothesis; `timestamps` (T,) in seconds.
-
-    Raises ValueError when words, attention rows and timestamps do not fit together.
-    """
+    """The strongest frame of every word; `timestamps` (T,) in seconds. Raises ValueError where they do not fit."""
     check_alignment(hypothesis.words, hypothesis.attention, timestamps)
     strongest = hypothesis.attention.argmax(axis=1).tolist()
     return [
@@ -72,25 +63,19 @@ def read_events(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises UserError, naming the clip, for anything else.
     """
-    try:
-        events = read_json(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: this corpus has no ground truth for attention") from error
+    events = read_json(path)
     if not isinstance(events, dict):
         raise UserError(f"{path}: must map ids to their events, holds {type(events).__name__}")
     for video_id, clip in events.items():
-        try:
+        with reading(path, f"not the events of {video_id}", "see sample.events"):
             for event in clip["events"]:
                 if not float(event["start"]) < float(event["end"]):
                     raise ValueError("an event ends before it starts")
                 "".join([event["kind"], *event["words"]])  # nothing but text
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: {video_id}: {type(error).__name__}: {error}; see sample.events") from error
     return events
 
 
-@dataclass(frozen=True)
-class Grounding:
+class Grounding(NamedTuple):
     """One word of a caption whose true time is known."""
 
     video_id: str
@@ -127,7 +112,7 @@ def grounding_table(groundings: Sequence[Grounding]) -> list[dict[str, Any]]:
     """Per kind of word: how many, share of hits, mean attention inside the true interval, chance level."""
     rows = []
     for kind in dict.fromkeys(g.kind for g in groundings):
-        group = [(g.hit, g.mass, g.chance) for g in groundings if g.kind == kind]
+        group = [g[-3:] for g in groundings if g.kind == kind]  # hit, mass, chance
         pointing, mass, chance = np.mean(group, axis=0).tolist()
         rows.append({"kind": kind, "words": len(group), "pointing": pointing, "mass": mass, "chance": chance})
     return rows

@@ -15,7 +15,6 @@ from vcutils.scores.report import min_mean_max, over_seeds
 from vcutils.scores.runs import load_model
 from vcutils.train import Trainer
 
-METRICS = ("Bleu", "CIDEr")
 VARIANTS: dict[str, dict[str, Any]] = {
     "full model": {},
     "uniform attention": {"attention": "uniform"},
@@ -57,21 +56,20 @@ def ablate(
             for row, beam in searches.items():
                 decode = replace(config.decode, beam_size=beam)
                 captions = captions_of(predict(model, vocabulary, data.store, ids, decode))
-                scores.setdefault(row, []).append(scorer.score(captions, METRICS))
+                scores.setdefault(row, []).append(scorer.score(captions, ("Bleu", "CIDEr")))
+    rows = []
+    for row, by_seed in scores.items():
+        both = over_seeds(by_seed)
+        rows.append({"variant": row} | {n: {k: both[k][n] for k in ("mean", "sd")} for n in ("Bleu_4", "CIDEr")})
     result = {
         "protocol": {
             "corpus": data.root.name, "split": split, "clips": len(ids), "seeds": list(seeds),
             "beam": config.decode.beam_size, "frames per clip": min_mean_max([len(data.store[i]) for i in ids]),
         },
-        "rows": [{"variant": row, **_mean_and_sd(by_seed)} for row, by_seed in scores.items()],
+        "rows": rows,
     }  # fmt: skip
     write_text(runs.parent / "ablations.json", json.dumps(result, indent=1))
     return result
-
-
-def _mean_and_sd(scores: Sequence[Scores]) -> dict[str, dict[str, float | None]]:
-    statistics: dict[str, Any] = over_seeds(scores) or {"mean": scores[0], "sd": {}}
-    return {n: {"mean": statistics["mean"][n], "sd": statistics["sd"].get(n)} for n in ("Bleu_4", "CIDEr")}
 
 
 def ablation_table(result: dict[str, Any]) -> str:
@@ -84,6 +82,6 @@ def ablation_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: dict[str, float | None]) -> str:
-    sd = "" if value["sd"] is None else f" ± {100 * value['sd']:.1f}"
-    return f"{100 * (value['mean'] or 0.0):.1f}{sd}"
+def _cell(score: dict[str, float | None]) -> str:
+    sd = "" if score["sd"] is None else f" ± {100 * score['sd']:.1f}"
+    return f"{100 * (score['mean'] or 0.0):.1f}{sd}"

@@ -61,4 +61,4 @@ def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> dict[s
         return None
     generator = np.random.default_rng(seed)
     drawn = {i: refs.pop(int(generator.integers(len(refs)))) for i, refs in several.items()}
-    return coco.score(drawn, several)
+    return coco.References(several).score(drawn)

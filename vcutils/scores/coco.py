@@ -4,31 +4,32 @@ The protocol (Chen et al. 2015, "Microsoft COCO Captions") is more than the form
 Treebank words, lower-cased, without punctuation (`scores.ptb`); every reference of a clip counts; and the scorers are
 those of the COCO toolkit, here from the package pycocoevalcap. Numbers are fractions, as the toolkit returns them.
 
-    Bleu_1 … Bleu_4   n-grams of the caption found in some reference, over the whole corpus, with a penalty for
-                      captions shorter than the closest reference (Papineni et al. 2002)
-    METEOR            words aligned by form, stem, synonym and paraphrase, recall before precision, with a penalty for
-                      broken order (Banerjee & Lavie 2005; version 1.5: Denkowski & Lavie 2014); a Java program
+    Bleu_1 … Bleu_4   n-grams found in some reference, over the whole corpus; brevity costs (Papineni et al. 2002)
+    METEOR            words aligned by form, stem, synonym, paraphrase (Denkowski & Lavie 2014); a Java program
     ROUGE_L           longest common subsequence, recall before precision (Lin 2004)
-    CIDEr             n-grams weighted by how rare they are among the clips, averaged over the references, times 10, so
-                      it may exceed 1 (Vedantam et al. 2015; the toolkit's variant is the paper's CIDEr-D)
+    CIDEr             n-grams weighted by how rare they are among the clips, mean over the references, times 10, so it
+                      may exceed 1 (Vedantam et al. 2015; the toolkit's variant is the paper's CIDEr-D)
 
-SPICE, the toolkit's sixth metric, is left out: it downloads Stanford's parser models for a Java program that needs
-minutes and old Java versions, so nobody could repeat its numbers offline.
+SPICE is left out: it downloads a parser for a Java program that needs old versions, so nobody could repeat it offline.
 """
 
 import atexit
+import inspect
 import os
+import re
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
 from pycocoevalcap.cider.cider_scorer import CiderScorer, precook
-from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.meteor.meteor import METEOR_JAR, Meteor
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 
 from vcutils.config import UserError
@@ -36,60 +37,37 @@ from vcutils.runtime.checks import MAX_CAPTION
 from vcutils.runtime.files import read_json
 from vcutils.scores.ptb import ptb_words_of_all
 
-METRICS = {
-    "Bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
-    "METEOR": ("METEOR",),
-    "ROUGE_L": ("ROUGE_L",),
-    "CIDEr": ("CIDEr",),
-}
-
+METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
 END = "<end>"  # no PTB word is spelled so
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Scores = dict[str, float | None]
 
 
 class References:
-    """References that are scored against more than once: words, n-grams and document frequencies are counted once.
-
-    Raises UserError for a clip without references.
-    """
+    """References to score against more than once, {id: captions}. Raises UserError for a clip without captions."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        if not references:
-            raise UserError("no references: scores need at least one clip with captions")
         for video_id, captions in references.items():
             if isinstance(captions, str) or not captions:
                 raise UserError(f"{video_id}: needs a list with at least one reference caption")
         words = iter(ptb_words_of_all([caption for captions in references.values() for caption in captions]))
         self._texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
 
-    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)) -> Scores:
+    def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = METRICS) -> Scores:
         """Scores of one caption for each of these clips, under the COCO toolkit's names and in its order.
 
         `metrics` leaves some out, by the names in METRICS: ("Bleu", "CIDEr") needs no Java. METEOR is None where there
         is no Java (`notes` says why). An empty caption earns nothing. Raises UserError when the ids of predictions and
         references differ.
         """
-        return {name: corpus for name, (corpus, _) in self._score(predictions, metrics).items()}
-
-    def score_per_clip(
-        self, predictions: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS)
-    ) -> dict[str, Scores]:
-        """The same scores clip by clip, {id: {name: value}}.
-
-        For ROUGE-L and CIDEr, their mean is the score of the corpus; for BLEU and METEOR it is not.
-        """
-        scores = self._score(predictions, metrics)
-        return {i: {name: clips[n] for name, (_, clips) in scores.items()} for n, i in enumerate(self._texts)}
+        return {name: corpus for name, (corpus, _) in self.score_both(predictions, metrics).items()}
 
     def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool]) -> list[float]:
         """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
 
         The reward of self-critical training (Rennie et al. 2017): a clip may come several times or not at all, and a
-        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references. Raises
-        UserError for an unknown id.
+        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references.
         """
-        if unknown := [i for i, _ in captions if i not in self._texts]:
-            raise UserError(f"no references for {_some(unknown)}")
         words = ptb_words_of_all([caption for _, caption in captions])
         texts = [" ".join([*w, END] if end else w) for w, end in zip(words, ended, strict=True)]
         return self._cider_with_ends([i for i, _ in captions], texts)
@@ -106,10 +84,10 @@ class References:
     def _bleu(self) -> list[Any]:
         return [cook_refs(texts) for texts in self._texts.values()]
 
-    def _score(
+    def score_both(
         self, predictions: Mapping[str, str], metrics: Sequence[str]
     ) -> dict[str, tuple[float | None, Sequence[float | None]]]:
-        """{name: (score of the corpus, scores of the clips)}."""
+        """{name: (score of the corpus, scores of the clips in the references' order)}; see `score`."""
         if unknown := [m for m in metrics if m not in METRICS]:
             raise UserError(f"unknown metric {_some(unknown)}: take some of {', '.join(METRICS)}")
         if unknown := [i for i in predictions if i not in self._texts]:
@@ -126,7 +104,8 @@ class References:
             scorer = BleuScorer(n=4)
             scorer.crefs = self._bleu
             scorer.ctest = [cook_test(text, refs) for text, refs in zip(texts, self._bleu, strict=True)]
-            scores |= zip(METRICS["Bleu"], zip(*scorer.compute_score("closest"), strict=True), strict=True)
+            for n, of_both in enumerate(zip(*scorer.compute_score("closest"), strict=True), start=1):
+                scores[f"Bleu_{n}"] = of_both
         if "METEOR" in metrics:
             scores["METEOR"] = _meteor_scores(self._texts, hypotheses)
         if "ROUGE_L" in metrics:
@@ -148,31 +127,25 @@ class _Cider:
 
     def __call__(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
         """CIDEr of each text against the references of its clip."""
+        scorer = CiderScorer(n=4, sigma=6.0)
+        scorer.document_frequency = self.document_frequency
         values: list[float] = []
-        clips = len(self.ngrams)
-        for start in range(0, len(ids), clips):
-            references = [self.ngrams[i] for i in ids[start : start + clips]]
-            scorer = CiderScorer(n=4, sigma=6.0)
-            scorer.document_frequency = self.document_frequency
-            scorer.ctest = [precook(text, 4) for text in texts[start : start + clips]]
-            # The scorer takes the number of clips from the length of this list, and reads as many as there are tests.
-            scorer.crefs = references + [[]] * (clips - len(references))
+        for i, text in zip(ids, texts, strict=True):
+            scorer.ctest = [precook(text, 4)]
+            scorer.crefs = [self.ngrams[i], *[None] * (len(self.ngrams) - 1)]  # its length tells the number of clips
             values += map(float, scorer.compute_cider())
         return values
 
 
-def score(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
-) -> Scores:
-    """Scores of one caption per clip against its references; see `References.score`."""
-    return References(references).score(predictions, metrics)
-
-
 def score_per_clip(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = tuple(METRICS)
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str] = METRICS
 ) -> dict[str, Scores]:
-    """Scores clip by clip; see `References.score_per_clip`."""
-    return References(references).score_per_clip(predictions, metrics)
+    """The scores of `References.score` clip by clip, {id: {name: value}}.
+
+    For ROUGE-L and CIDEr, their mean is the score of the corpus; for BLEU and METEOR it is not.
+    """
+    scores = References(references).score_both(predictions, metrics)
+    return {i: {name: clips[n] for name, (_, clips) in scores.items()} for n, i in enumerate(references)}
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -195,98 +168,74 @@ def notes(scores: Mapping[str, float | None], clips: int) -> list[str]:
 
 def why_no_meteor() -> str | None:
     """One line on why METEOR cannot run here and how to change it; None when it can."""
-    if (java := _java()) is None:
-        return "METEOR: not available without Java; install one (apt install default-jre, conda install openjdk)"
-    if not _runs(java):
-        return f"METEOR: not available, since `{java} -version` fails; install a Java that runs, or set JAVA_HOME"
-    return None
+    why = "METEOR: needs Java: apt install default-jre or conda install openjdk, or set JAVA_HOME to one that runs"
+    return None if _java() else why
 
 
 def _java() -> str | None:
+    """Path of the Java that JAVA_HOME names, else of that on the PATH; None when it does not run."""
     home = os.environ.get("JAVA_HOME")
-    return (shutil.which("java", path=str(Path(home, "bin"))) if home else None) or shutil.which("java")
+    java = (shutil.which("java", path=str(Path(home, "bin"))) if home else None) or shutil.which("java")
+    return java if java and _runs(java) else None
 
 
 @cache
 def _runs(java: str) -> bool:
-    # macOS has a /usr/bin/java that only says where to get one
-    try:
+    with suppress(OSError):  # macOS has a /usr/bin/java that only says where to get one
         return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    return False
 
 
 @cache
-def _meteor(java: str) -> Meteor:
+class _Meteor(Meteor):
     """METEOR's Java program. It reads 60 MB of paraphrases for ten seconds, so one serves until Python ends."""
-    environment = os.environ.copy()
-    os.environ["PATH"] = os.pathsep.join([str(Path(java).parent), environment.get("PATH", "")])
-    os.environ["JAVA_TOOL_OPTIONS"] = environment.get("JAVA_TOOL_OPTIONS", "") + " -Dfile.encoding=UTF-8"
-    try:
-        meteor = Meteor()  # takes the first Java on the PATH; without the option Java takes the locale's encoding
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-    atexit.register(meteor.meteor_p.kill)
-    return meteor
+
+    def __init__(self, java: str) -> None:
+        # As its parent does, but with this Java, and with an encoding that does not depend on the locale.
+        command = [java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", METEOR_JAR, *"- - -stdio -l en -norm".split()]
+        pipe, folder = subprocess.PIPE, Path(inspect.getfile(Meteor)).parent
+        self.meteor_p = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self.lock = threading.RLock()  # its parent's end takes it again after a call that failed
+        atexit.register(self.meteor_p.kill)
 
 
 def _meteor_scores(
     references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
 ) -> tuple[float | None, Sequence[float | None]]:
-    if why_no_meteor() is not None:
-        return None, [None] * len(references)
-    meteor = _meteor(str(_java()))
-    try:
-        corpus, clips = meteor.compute_score(references, hypotheses)
-    except (OSError, ValueError):  # the program ended; `notes` says so
-        if meteor.lock.locked():
-            meteor.lock.release()
-        _meteor.cache_clear()
-        return None, [None] * len(references)
-    return corpus, clips
+    if java := _java():
+        meteor = _Meteor(java)
+        try:
+            return meteor.compute_score(references, hypotheses)
+        except (OSError, ValueError):  # the program ended; `notes` says so
+            _Meteor.cache_clear()
+    return None, [None] * len(references)
 
 
 def read_predictions(path: Path | str) -> dict[str, str]:
-    """Captions by id from JSON: {id: caption}, or {id: {"caption": …}} as notebook 04 writes.
-
-    Raises UserError for anything else, naming the file and the id, and for an empty caption.
-    """
-    predictions = {}
-    for video_id, value in _read_object(path, "{id: caption}").items():
-        caption = value.get("caption") if isinstance(value, dict) else value
-        if not isinstance(caption, str):
-            raise UserError(f'{path}: {video_id}: needs a caption (text, or an object with "caption")')
-        if not caption.strip():
-            raise UserError(f"{path}: {video_id}: the caption is empty; write one, or leave the clip out everywhere")
-        predictions[video_id] = _checked(caption, f"{path}: {video_id}")
-    return predictions
+    """Captions by id from JSON: {id: caption}, or {id: {"caption": …}} as notebook 04 writes; see `read_references`."""
+    rows = _read_object(path, "{id: caption}")
+    captions = {i: [row.get("caption") if isinstance(row, dict) else row] for i, row in rows.items()}
+    return {i: caption for i, (caption,) in _checked(captions, path).items()}
 
 
 def read_references(path: Path | str) -> dict[str, list[str]]:
     """Reference captions by id from JSON, {id: [captions]}.
 
-    Raises UserError for anything else, naming the file and the id, and for empty captions or lists.
+    Raises UserError for anything else, naming the file and the id; FileNotFoundError where there is no file.
     """
-    references = {}
-    for video_id, captions in _read_object(path, "{id: [captions]}").items():
-        if not isinstance(captions, list) or not captions:
+    return _checked(_read_object(path, "{id: [captions]}"), path)
+
+
+def _checked(captions: dict[str, Any], path: Path | str) -> dict[str, list[str]]:
+    """The captions themselves. Raises UserError for what is no caption, or could not be sent to METEOR's program."""
+    for video_id, texts in captions.items():
+        if not isinstance(texts, list) or not texts:
             raise UserError(f"{path}: {video_id}: needs a list with at least one caption")
-        if any(not isinstance(caption, str) or not caption.strip() for caption in captions):
-            raise UserError(f"{path}: {video_id}: every reference must be a text that is not empty")
-        references[video_id] = [_checked(caption, f"{path}: {video_id}") for caption in captions]
-    return references
-
-
-def _checked(caption: str, where: str) -> str:
-    """The caption itself. Raises UserError for one that is endless, or that METEOR's program could not be sent."""
-    if len(caption) > MAX_CAPTION:
-        raise UserError(f"{where}: {len(caption):,} characters; a caption has at most {MAX_CAPTION:,}")
-    try:
-        caption.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {caption[error.start]!a} is half a character; mend it") from error
-    return caption
+        for text in texts:
+            if not isinstance(text, str) or not text.strip() or len(text) > MAX_CAPTION or _SURROGATE.search(text):
+                reason = f"a caption must be a text of 1 to {MAX_CAPTION:,} characters, with no surrogate in it"
+                raise UserError(f"{path}: {video_id}: {reason}; mend it, or leave the clip out")
+    return captions
 
 
 def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
@@ -297,12 +246,7 @@ def _read_object(path: Path | str, shape: str) -> dict[str, Any]:
             raise UserError(f"{path}: {_some(repeated)} comes more than once; keep one entry per id")
         return dict(pairs)
 
-    try:
-        data = read_json(Path(path), object_pairs_hook=unique)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; it must be JSON, {shape}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds {type(data).__name__}, not an object; write {shape}")
-    if not data:
-        raise UserError(f"{path}: holds no captions; write {shape}")
+    data = read_json(Path(path), object_pairs_hook=unique)
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{path}: must be an object that holds captions; write {shape}")
     return data

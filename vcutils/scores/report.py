@@ -1,8 +1,7 @@
-"""Predictions, scores with their protocol, and the lines they must be read against.
+"""Predictions, and scores with their protocol beside the lines they must be read against.
 
-A score means nothing alone: beside the model's row always stand a floor (the best constant caption), retrieval (the
-caption of the most similar training clip), a control (the model on other clips' features) and a human line (one
-reference against the others).
+Those are a floor (the best constant caption), retrieval (the caption of the most similar training clip), a control (the
+model on other clips' features) and a human line (one reference against the others).
 """
 
 import json
@@ -21,62 +20,55 @@ from vcutils.runtime.files import holding, note, write_text
 from vcutils.runtime.sampler import derange
 from vcutils.runtime.store import backbone_of
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
-from vcutils.scores.coco import References
+from vcutils.scores.coco import References, Scores
 from vcutils.scores.runs import Run, sister_runs
-
-VERSIONED = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
 
 
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
     """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
 
-    Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names. "seeds"
-    holds mean and standard deviation over this run and its sisters, where there are some. Raises UserError for an
-    unknown split, or one that another process evaluates.
+    Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names, "seeds"
+    their mean and sd over this run and its sisters, if any. Raises UserError for a split unknown or in evaluation.
     """
     if split not in run.data.splits:
         raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
     data, ids, decode = run.data, list(run.data.splits[split]), decode or run.decode
     references = {i: list(data.captions[i]) for i in ids}
     with holding(run.folder, f"evaluate-{split}"):
-        hypotheses = run.predict(ids, decode)
+        runs = [run, *sister_runs(run)]
+        hypotheses = [each.predict(ids, decode) for each in runs]
         shuffled = run.predict(ids, decode, sources=derange(ids, seed=0))
         scorer = References(references)
-        floor = constant_caption(data)
+        scores = [scorer.score(captions_of(h)) for h in hypotheses]
         baselines: dict[str, Any] = {
-            "constant caption": scorer.score(dict.fromkeys(ids, floor)),
+            "constant caption": scorer.score(dict.fromkeys(ids, constant_caption(data))),
             "nearest training clip": scorer.score(nearest_captions(data, ids)),
             "other clips' features": scorer.score(captions_of(shuffled)),
         }
         if (human := human_line(references)) is not None:
             baselines["one reference against the others"] = human
-        sisters = sister_runs(run)
-        scores = scorer.score(captions_of(hypotheses))
-        of_sisters = [scorer.score(captions_of(sister.predict(ids, decode))) for sister in sisters]
         result = {
-            "scores": scores,
-            "protocol": protocol([run, *sisters], split, decode),
+            "scores": scores[0],
+            "protocol": protocol(runs, split, decode),
             "baselines": baselines,
-            "seeds": over_seeds([scores, *of_sisters]),
+            "seeds": over_seeds(scores) if len(runs) > 1 else None,
         }
-        predictions = {
-            i: {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)} for i, h in hypotheses.items()
-        }
+        predictions = {}
+        for i, h in hypotheses[0].items():
+            predictions[i] = {"caption": h.caption, "words": h.words, "log_prob": round(h.log_prob, 4)}
         for name, content in (("predictions", predictions), ("metrics", result)):
             write_text(run.folder / f"{name}_{split}.json", json.dumps(content, ensure_ascii=False, indent=1))
-        line = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
+        line = ", ".join(f"{name} {value:.3f}" for name, value in scores[0].items() if value is not None)
         note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(ids)} clips: {line}")
     return result
 
 
-def over_seeds(scores: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]] | None:
-    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation); None for a single run."""
-    if len(scores) < 2:
-        return None
+def over_seeds(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """{"mean": …, "sd": …} of several runs' scores (sample standard deviation, None for a single run)."""
     values = {n: [float(s[n] or 0.0) for s in scores] for n, v in scores[0].items() if v is not None}
     return {
         "mean": {n: float(np.mean(v)) for n, v in values.items()},
-        "sd": {n: float(np.std(v, ddof=1)) for n, v in values.items()},
+        "sd": {n: float(np.std(v, ddof=1)) if len(v) > 1 else None for n, v in values.items()},
     }
 
 
@@ -89,6 +81,7 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
     """What a reader must know to compare the scores with others'; `runs` differ in their seed alone."""
     run = runs[0]
     ids = run.data.splits[split]
+    packages = ("torch", "timm", "numpy", "pycocoevalcap", "opencv-python", "accelerate")
     return {
         "corpus": run.data.root.name,
         "split": split,
@@ -102,7 +95,7 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
         "features": backbone_of(run.config["features"]),
         "frames per clip": min_mean_max([len(run.data.store[i]) for i in ids]),
         "seeds": [r.config["train"]["seed"] for r in runs],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 
@@ -133,8 +126,8 @@ def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence
         if pictures:
             for axes, frame in zip(row, np.linspace(0, len(pictures) - 1, frames).astype(int), strict=False):
                 axes.imshow(pictures[frame])
-        references = [textwrap.fill(r, 58) for r in run.data.captions[video_id][:2]]
-        caption = textwrap.fill(predictions[video_id].caption, 58)
-        text = "\n".join([f"model: {caption}", *(f"reference: {r}" for r in references)])
+        lines = [f"model: {predictions[video_id].caption}"]
+        lines += [f"reference: {caption}" for caption in run.data.captions[video_id][:2]]
+        text = "\n".join(textwrap.fill(line, 66) for line in lines)
         row[-1].text(0, 0.5, text, va="center", fontsize=9, parse_math=False)
     return figure

@@ -1,7 +1,6 @@
 """A trained run, opened with everything needed to use it."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,6 @@ from vcutils.features import clip_features
 from vcutils.model import CaptionModel
 from vcutils.runtime import checkpoints
 from vcutils.runtime.backbones import Backbone, load_backbone
-from vcutils.runtime.checkpoints import check_features, run_config
 from vcutils.runtime.decoding import frames_at
 from vcutils.runtime.machine import pick_device
 from vcutils.runtime.settings import from_dict
@@ -46,8 +44,7 @@ class Run:
     def extract(self) -> ExtractConfig:
         """How the features were made: by their manifest, else by the run's settings."""
         settings = from_dict(ExtractConfig, self.config["extract"])
-        extracted = self.data.store.extracted or {}
-        frames = extracted.get("num_frames", settings.num_frames)
+        frames = (self.data.store.extracted or {}).get("num_frames", settings.num_frames)
         return replace(settings, backbone=backbone_of(self.data.store.folder), num_frames=frames)
 
     @property
@@ -73,6 +70,13 @@ class Run:
         """The best hypothesis per clip; see `decode.predict`."""
         return predict(self.model, self.vocabulary, self.data.store, ids, decode or self.decode, sources)
 
+    def caption(self, clip: Path, decode: DecodeConfig | None = None) -> tuple[Hypothesis, list[float]]:
+        """The best hypothesis for any video file, and its frames' times (s). Raises VideoError for a bad file."""
+        features, frames = clip_features(self.backbone, clip, self.extract)
+        mask = torch.ones(1, len(features), dtype=torch.bool)
+        beams = generate(self.model, self.vocabulary, features[None], mask, decode or self.decode)
+        return beams[0][0], frames.timestamps
+
     def timestamps(self, video_id: str) -> list[float]:
         """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
         timestamps = self.manifest.get(video_id, {}).get("timestamps")
@@ -97,29 +101,25 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
 
 
 def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -> Run:
-    """Open data/<corpus>/runs/<name>, trained on this corpus (`corpora.open_run` finds it).
-
-    Raises UserError that names what is missing.
-    """
+    """Open data/<corpus>/runs/<name>, trained on this corpus. Raises UserError that names what is missing."""
     folder = Path(folder).resolve()
-    config = run_config(folder)
+    config = checkpoints.run_config(folder)
     model, vocabulary, about = load_model(folder / "best", device or pick_device())
     features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
     data = load_data(corpus, folder.parent.parent, features)
-    check_features(about, data.store, folder / "best")
+    checkpoints.check_features(about, data.store, folder / "best")
     return Run(folder, config, model, vocabulary, data, corpus.clips)
 
 
 def sister_runs(run: Run) -> list[Run]:
     """Finished runs beside this one with the same settings but for the seed, by seed: see `train --seeds`."""
 
-    def settings(config: dict[str, Any]) -> str:
-        train = {k: v for k, v in config["train"].items() if k not in ("seed", "max_minutes")}
-        return json.dumps([train, config["model"], config["features"]], sort_keys=True)
+    def settings(config: dict[str, Any]) -> tuple:
+        return {**config["train"], "seed": None, "max_minutes": None}, config["model"], config["features"]
 
     sisters = {run.config["train"]["seed"]: run}
     for path in sorted(run.folder.parent.glob("*/config.json")):
-        config = run_config(path.parent)
+        config = checkpoints.run_config(path.parent)
         seed = config["train"]["seed"]
         if seed not in sisters and (path.parent / "best").is_dir() and settings(config) == settings(run.config):
             model, vocabulary, about = load_model(path.parent / "best", next(run.model.parameters()).device)
@@ -127,22 +127,3 @@ def sister_runs(run: Run) -> list[Run]:
             if about.get("extracted", extracted) == extracted:  # else the features were extracted anew since then
                 sisters[seed] = Run(path.parent, config, model, vocabulary, run.data, run.clips)
     return [sisters[seed] for seed in sorted(sisters) if sisters[seed] is not run]
-
-
-def caption_files(
-    run: Run, clips: Sequence[Path], decode: DecodeConfig
-) -> Iterator[tuple[Path, tuple[Hypothesis, list[float]] | UserError]]:
-    """The best hypothesis and the frames' times (s) for any video file, or why a file cannot be captioned.
-
-    Raises UserError when the run's features did not come from a backbone that can be loaded.
-    """
-    backbone = run.backbone
-    for clip in clips:
-        try:
-            features, frames = clip_features(backbone, clip, run.extract)
-        except UserError as error:
-            yield clip, error
-            continue
-        mask = torch.ones(1, len(features), dtype=torch.bool)
-        beams = generate(run.model, run.vocabulary, features[None], mask, decode)
-        yield clip, (beams[0][0], frames.timestamps)
