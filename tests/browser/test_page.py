@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vcutils.attention.page import save_page
+from vcutils.attention.page import page_html, save_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 NASTY = '<script>alert("caption")</script>'
@@ -20,7 +20,7 @@ def show(tab, tmp_path):
         path = save_page(tmp_path / "page with #? blanks.html", views)
         page = tab(offline=True, **settings)
         page.goto(path.as_uri())
-        page.wait_for_selector("#words button")
+        page.wait_for_selector(".vc-words button")
         return page
 
     yield open_page
@@ -28,11 +28,11 @@ def show(tab, tmp_path):
 
 
 def shown_frame(page):
-    return int(page.get_attribute("#big", "data-frame"))
+    return int(page.get_attribute(".vc-big", "data-frame"))
 
 
 def current_word(page):
-    return page.inner_text("#words [aria-current] span")
+    return page.inner_text(".vc-words [aria-current] > span")
 
 
 def test_first_view_comes_at_once_and_nothing_is_asked_of_any_network(show, make_view, record_property):
@@ -43,7 +43,7 @@ def test_first_view_comes_at_once_and_nothing_is_asked_of_any_network(show, make
     record_property("first view, ms", round(paint))
     print(f"first view of {frames} frames: {paint:.0f} ms")
     assert paint < 5000
-    assert page.locator("#strip li").count() == frames
+    assert page.locator(".vc-strip li").count() == frames
     assert all(url.startswith(("file:", "data:")) for url in page.asked)
 
 
@@ -60,12 +60,12 @@ def test_every_word_is_reached_by_tab_and_by_arrow_keys(show, make_view):
     page.keyboard.press("ArrowLeft")
     assert current_word(page) == words[-2]
 
-    page.locator("#words button").first.focus()
+    page.locator(".vc-words button").first.focus()
     for word in words[1:]:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert current_word(page) == word
-        assert page.evaluate("document.activeElement.matches('#words [aria-current]')")
+        assert page.evaluate("document.activeElement.matches('.vc-words [aria-current]')")
     page.keyboard.press("Home")
     assert current_word(page) == words[0]
     page.keyboard.press("End")
@@ -74,70 +74,70 @@ def test_every_word_is_reached_by_tab_and_by_arrow_keys(show, make_view):
 
 def test_up_and_down_choose_another_caption(show, make_view):
     page = show(make_view(captions=("a cat sits", "a dog runs away", "birds")))
-    page.locator("#words button").nth(2).click()
+    page.locator(".vc-words button").nth(2).click()
     page.keyboard.press("ArrowDown")
-    assert page.locator("#words button span").all_inner_texts() == ["a", "dog", "runs", "away"]
+    assert page.locator(".vc-words button > span:first-child").all_inner_texts() == ["a", "dog", "runs", "away"]
     assert current_word(page) == "runs"
     page.keyboard.press("ArrowDown")
     assert current_word(page) == "birds", "a shorter caption must not leave the word out of range"
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")
-    assert page.inner_text("#beams [aria-current] bdi") == "a cat sits"
-    page.locator("#beams button").nth(1).click()
-    assert page.locator("#words button span").nth(1).inner_text() == "dog"
+    assert page.inner_text(".vc-beams [aria-current] bdi") == "a cat sits"
+    page.locator(".vc-beams button").nth(1).click()
+    assert page.locator(".vc-words button > span:first-child").nth(1).inner_text() == "dog"
 
 
 def test_pointing_works_everywhere(show, make_view):
     view = make_view()
     peaks = view.beams[0].attention.argmax(axis=1).tolist()
     page = show(view)
-    page.locator("#words button").nth(3).click()
+    page.locator(".vc-words button").nth(3).click()
     assert shown_frame(page) == peaks[3]
-    page.locator("#strip button").nth(7).click()
+    page.locator(".vc-tile").nth(7).click()
     assert shown_frame(page) == 7
-    assert "of its attention" in page.inner_text("#answer")
-    page.locator("#heat tbody tr").nth(2).locator("td").nth(5).click()
-    assert (page.inner_text("#position"), shown_frame(page)) == ("word 3 of 7", 5)
-    assert page.locator("#heat tr[aria-current]").count() == 1
-    page.locator("#slider").fill("6")
+    assert "of its attention" in page.inner_text(".vc-answer")
+    page.locator(".vc-heat tbody tr").nth(2).locator("td").nth(5).click()
+    assert (page.inner_text(".vc-position"), shown_frame(page)) == ("word 3 of 7", 5)
+    assert page.locator(".vc-heat tr[aria-current]").count() == 1
+    page.locator(".vc-slider").fill("6")
     assert shown_frame(page) == peaks[6]
-    page.locator("#next").click()
+    page.locator(".vc-next").click()
     assert current_word(page) == view.beams[0].words[6], "nothing comes after the last word"
 
 
 def test_strip_is_lit_by_weight_and_says_so(show, make_view):
     page = show(make_view(), reduced_motion="reduce")
-    lights = page.eval_on_selector_all("#strip img", "all => all.map(image => Number(getComputedStyle(image).opacity))")
+    lights = page.eval_on_selector_all(".vc-strip img", "all => all.map(image => Number(getComputedStyle(image).opacity))")
     assert lights[0] == 1 and max(lights[1:]) < 0.3
-    assert page.locator("#strip .strongest").count() == 1
-    assert "the frame at 0.2 s, 94 %" in page.locator("#strip button").first.get_attribute("aria-label")
-    assert page.get_attribute("#answer", "role") == "status"
-    assert "“a” looks most at the frame at 0.2 s" in page.inner_text("#answer")
+    assert page.locator(".vc-strip .vc-strongest").count() == 1
+    assert "the frame at 0.2 s, 94 %" in page.locator(".vc-tile").first.get_attribute("aria-label")
+    assert page.get_attribute(".vc-answer", "role") == "status"
+    assert "“a” looks most at the frame at 0.2 s" in page.inner_text(".vc-answer")
     assert page.locator("img:not([alt])").count() == 0
 
 
 def test_space_plays_through_the_words_and_stops_at_the_end(show, make_view):
     page = show(make_view(captions=("a cat",)))
     page.keyboard.press("Space")
-    assert page.inner_text("#play") == "Pause"
-    expect(page.locator("#words [aria-current] span")).to_have_text("cat")
-    expect(page.locator("#play")).to_have_text("Play")
-    page.locator("#play").click()
+    assert page.inner_text(".vc-play") == "Pause"
+    expect(page.locator(".vc-words [aria-current] > span:first-child")).to_have_text("cat")
+    expect(page.locator(".vc-play")).to_have_text("Play")
+    page.locator(".vc-play").click()
     assert current_word(page) == "a", "playing starts again from the first word"
     page.keyboard.press("Space")
-    assert page.inner_text("#play") == "Play"
+    assert page.inner_text(".vc-play") == "Play"
 
 
 def test_captions_and_names_are_shown_as_text_and_run_nothing(show, make_view):
     nasty = [NASTY, '"><svg/onload=alert(2)>', "{{data}}", "it's", "&lt;b&gt;", "</script>"]
     view = make_view(captions=(" ".join(nasty), NASTY), title=EVIL_TITLE, references=(NASTY,), note=NASTY)
     page = show(view, dataclasses.replace(view, title=NASTY))
-    assert page.locator("#words button span").all_inner_texts() == " ".join(nasty).split()
-    assert "".join(page.inner_text("#title").split()) == "".join(EVIL_TITLE.split())
-    assert page.inner_text("#note") == NASTY
-    assert page.inner_text("#references li") == NASTY
-    assert page.locator("#chooser option").nth(1).inner_text() == NASTY
-    assert page.locator("svg, body img[src='x']").count() == 0
+    assert page.locator(".vc-words button > span:first-child").all_inner_texts() == " ".join(nasty).split()
+    assert "".join(page.inner_text(".vc-title").split()) == "".join(EVIL_TITLE.split())
+    assert page.inner_text(".vc-note") == NASTY
+    assert page.inner_text(".vc-references li") == NASTY
+    assert page.locator(".vc-chooser option").nth(1).inner_text() == NASTY
+    assert page.locator("svg, body img[src='x'], main script").count() == 0
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(300)  # time for a script that should not be there
 
@@ -145,7 +145,7 @@ def test_captions_and_names_are_shown_as_text_and_run_nothing(show, make_view):
 def test_right_to_left_words_and_emoji(show, make_view, screenshots):
     page = show(make_view(captions=("قطة تجلس هنا 🐈",), title="مقطع 🐈"))
     page.screenshot(path=screenshots / "page-rtl.png", full_page=True)
-    left = [box["x"] for box in (button.bounding_box() for button in page.locator("#words button").all())]
+    left = [box["x"] for box in (button.bounding_box() for button in page.locator(".vc-words button").all())]
     assert left == sorted(left, reverse=True), "the first word stands on the right"
     page.keyboard.press("ArrowLeft")
     assert current_word(page) == "تجلس", "the left arrow goes to the word on the left"
@@ -161,14 +161,14 @@ def test_chooser_shows_several_clips(show, make_view, screenshots):
     ]
     page = show(*views)
     for index, view in enumerate(views):
-        page.select_option("#chooser select", index=index)
-        assert page.inner_text("#title") == view.title
-        assert page.locator("#strip li").count() == len(view.timestamps)
-        assert page.locator("#words button").count() == len(view.beams[0].words)
-        assert page.evaluate("document.querySelector('#big img').decode().then(() => true)")
+        page.select_option(".vc-chooser select", index=index)
+        assert page.inner_text(".vc-title") == view.title
+        assert page.locator(".vc-strip li").count() == len(view.timestamps)
+        assert page.locator(".vc-words button").count() == len(view.beams[0].words)
+        assert page.evaluate("document.querySelector('.vc-big img').decode().then(() => true)")
         page.screenshot(path=screenshots / f"page-clip-{index}.png", full_page=True)
-    assert page.locator("#strip .off").count() == 1
-    assert "hidden" in page.locator("#strip .off").inner_text()
+    assert page.locator(".vc-strip .vc-off").count() == 1
+    assert "hidden" in page.locator(".vc-strip .vc-off").inner_text()
 
 
 @pytest.mark.parametrize("frames, size", [(8, (60, 80)), (40, (160, 90)), (1, (45, 160))])

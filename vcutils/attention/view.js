@@ -84,9 +84,10 @@ function mark(nodes, chosen) {
   [...nodes].forEach((node, i) => (i === chosen ? node.setAttribute("aria-current", "true") : node.removeAttribute("aria-current")));
 }
 
-/** Light or dark like the text around it, whatever the notebook calls its themes; returns a function that ends it. */
+/** Light or dark like the text around it, whatever the notebook calls its themes; returns the function that looks, and one that ends it. */
 function followTheme(root) {
   const look = () => {
+    if (!root.isConnected) return;
     const [red, green, blue] = getComputedStyle(root.parentNode.host ?? root.parentNode).color.match(/[\d.]+/g).map(Number);
     root.classList.toggle("vc-dark", 0.3 * red + 0.59 * green + 0.11 * blue > 128);
   };
@@ -94,8 +95,7 @@ function followTheme(root) {
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   for (const node of [document.documentElement, document.body]) watcher.observe(node, { attributes: true });
   scheme.addEventListener("change", look);
-  look();
-  return () => (watcher.disconnect(), scheme.removeEventListener("change", look));
+  return [look, () => (watcher.disconnect(), scheme.removeEventListener("change", look))];
 }
 
 /** The skeleton of a view, its parts by name. */
@@ -149,7 +149,7 @@ export function createView(root, { controls = false, hide = null, moved = () => 
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the keys
   const part = skeleton(root, controls, hide);
   const view = { part, word: 0, beam: 0, show, choose, setHidden, say, close };
-  let clip, captions, beam, labels, images, scale, wanted = new Set(), enlarged = new Map(), forward = 1, timer = 0;
+  let clip, captions, beam, labels, images, scale, wanted = new Set(), enlarged = new Map(), timer = 0;
 
   const when = (frame) => labels[frame];
   const named = (frame) => (clip.timed ? `the frame at ${when(frame)}` : when(frame));
@@ -259,7 +259,6 @@ export function createView(root, { controls = false, hide = null, moved = () => 
       button.ariaLabel = `${text}, ${flat ? "looks at all frames alike" : `looks most at ${named(strongest)}`}`;
       return button;
     }));
-    forward = getComputedStyle(part.words).direction === "rtl" ? -1 : 1;
     part.slider.max = beam.texts.length - 1;
     part.slider.disabled = beam.texts.length < 2;
     drawHeat();
@@ -269,8 +268,7 @@ export function createView(root, { controls = false, hide = null, moved = () => 
 
   function drawHeat() {
     const frames = labels.length;
-    const every = Math.ceil(frames / Math.max(1, Math.floor((part.heat.clientWidth || 800) * 0.75 / 46)));
-    const heads = labels.map((label, i) => make("th", { scope: "col" }, ...(frames <= WIDE ? [picture(i, "")] : []), make("span", { textContent: i % every ? "" : label })));
+    const heads = labels.map((label, i) => make("th", { scope: "col" }, ...(frames <= WIDE ? [picture(i, "")] : []), make("span", { textContent: label })));
     const rows = beam.texts.map((text, i) => {
       const name = make("button", { onclick: () => choose(i), tabIndex: -1, dir: "auto", className: isEnd(i) ? "vc-end" : "" }, make("bdi", { textContent: text }));
       const cells = beam.weights[i].map((weight, frame) => {
@@ -284,11 +282,18 @@ export function createView(root, { controls = false, hide = null, moved = () => 
       return make("tr", {}, make("th", { scope: "row" }, name), ...cells, spread);
     });
     const longest = Math.min(12, Math.max(5, ...beam.texts.map((text) => text.length)));
-    part.heat.style.setProperty("--vc-name", `${longest * 0.6 + 1.2}rem`);
+    part.heat.style.setProperty("--vc-name", `${longest * 0.6 + 1.8}rem`);
     part.heat.classList.toggle("vc-many", frames > WIDE);
     part.heat.replaceChildren(
       make("thead", {}, make("tr", {}, make("td", { className: "vc-corner" }), ...heads, make("th", { scope: "col", className: "vc-spread", textContent: "spread" }))),
       make("tbody", {}, ...rows));
+    thin();
+  }
+
+  /** As many times over the heatmap as there is room for. */
+  function thin() {
+    const every = Math.ceil(labels.length / Math.max(1, Math.floor((part.heat.clientWidth * 0.75) / 46)));
+    part.heat.querySelectorAll("thead th > span").forEach((label, i) => (label.hidden = i % every !== 0));
   }
 
   function choose(index) {
@@ -393,6 +398,7 @@ export function createView(root, { controls = false, hide = null, moved = () => 
     const list = caption || part.beams.contains(target);
     const tile = [...part.strip.children].findIndex((item) => item.contains(target));
     const { key } = event;
+    const forward = getComputedStyle(part.words).direction === "rtl" ? -1 : 1;
     if (key === "ArrowRight") step(forward);
     else if (key === "ArrowLeft") step(-forward);
     else if (caption && key === "Home") choose(0);
@@ -415,10 +421,14 @@ export function createView(root, { controls = false, hide = null, moved = () => 
   part.play.addEventListener("click", play);
   const listener = controls ? document : root;
   listener.addEventListener("keydown", onKey);
-  const endTheme = followTheme(root);
+  const [matchTheme, endTheme] = followTheme(root);
+  const sizes = new ResizeObserver(() => (matchTheme(), clip && thin())); // a notebook puts the view into the document later
+  sizes.observe(root);
+  matchTheme();
   function close() {
     pause();
     endTheme();
+    sizes.disconnect();
     listener.removeEventListener("keydown", onKey);
   }
   say("");
