@@ -1,10 +1,12 @@
 """The exported page in Chromium, from disk, without a network."""
 
 import dataclasses
+import html
 
 import numpy as np
 import pytest
 
+from vcutils.attention.measures import entropy
 from vcutils.attention.page import page_html, save_page
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
@@ -108,12 +110,115 @@ def test_pointing_works_everywhere(show, make_view):
 def test_strip_is_lit_by_weight_and_says_so(show, make_view):
     page = show(make_view(), reduced_motion="reduce")
     lights = page.eval_on_selector_all(".vc-strip img", "all => all.map(image => Number(getComputedStyle(image).opacity))")
-    assert lights[0] == 1 and max(lights[1:]) < 0.3
+    assert lights[0] > 0.95 and max(lights[1:]) < 0.5
     assert page.locator(".vc-strip .vc-strongest").count() == 1
-    assert "the frame at 0.2 s, 94 %" in page.locator(".vc-tile").first.get_attribute("aria-label")
+    assert "the frame at 0.3 s, 94 %" in page.locator(".vc-tile").first.get_attribute("aria-label")
     assert page.get_attribute(".vc-answer", "role") == "status"
-    assert "“a” looks most at the frame at 0.2 s" in page.inner_text(".vc-answer")
+    assert "“a” looks most at the frame at 0.3 s" in page.inner_text(".vc-answer")
     assert page.locator("img:not([alt])").count() == 0
+
+
+COLOURS = "all => all.map(cell => getComputedStyle(cell).backgroundColor)"
+
+
+def test_one_colour_is_one_weight_and_uniform_attention_looks_flat(show, make_view, screenshots):
+    """Rows used to be scaled to their own maximum, so that 6 % of a uniform row shone like the 90 % of another."""
+    view = make_view(("flat flat sharp",), frames=16, end=True)
+    view.beams[0].attention[:2] = 1 / 16
+    view.beams[0].attention[2] = np.eye(16)[3] * 0.75 + 1 / 64
+    page = show(view)
+    rows = [page.locator(f".vc-heat tbody tr:nth-child({n}) .vc-hot").evaluate_all(COLOURS) for n in (1, 2, 3, 4)]
+    assert len({*rows[0], *rows[1]}) == 1, "all of a uniform row, and of every other, has one colour"
+    assert len(set(rows[2])) == 2 and not set(rows[2]) & set(rows[0])
+    lights = page.eval_on_selector_all(".vc-tile img", "all => all.map(image => getComputedStyle(image).opacity)")
+    assert len(set(lights)) == 1
+    assert page.locator(".vc-uniform").inner_text() == "uniform 6 %"
+    ramp, tick = page.locator(".vc-ramp").bounding_box(), page.locator(".vc-uniform").bounding_box()
+    assert (tick["x"] + tick["width"] / 2 - ramp["x"]) / ramp["width"] == pytest.approx(0.25, abs=0.02)
+    spread = [float(text) for text in page.locator(".vc-heat td.vc-spread").all_inner_texts()]
+    assert spread == pytest.approx([*entropy(view.beams[0].attention), 0], abs=0.01)
+    assert page.locator(".vc-words small").all_inner_texts() == ["all alike", "all alike", "1.8 s", "7.8 s"]
+    assert "looks at all frames almost alike" in page.inner_text(".vc-answer")
+    page.screenshot(path=screenshots / "page-uniform.png", full_page=True)
+
+
+def test_the_end_of_the_caption_is_a_step_of_its_own(show, make_view):
+    view = make_view(("a cat", "a dog runs"), end=True)
+    page = show(view)
+    assert page.locator(".vc-words button > span:first-child").all_inner_texts() == ["a", "cat", "<end>"]
+    page.locator(".vc-words button").first.press("End")
+    assert (page.inner_text(".vc-position"), shown_frame(page)) == ("the end", 7)
+    assert "Probability of ending here" in page.inner_text(".vc-answer")
+    assert page.inner_text(".vc-beams [aria-current] bdi") == "a cat", "it is no word of the caption"
+
+
+def test_what_hiding_changed_is_marked(show, make_view):
+    view = make_view(("a dog runs in a park", "a dog"), title="hidden", hidden=frozenset([0, 2]))
+    before = make_view(("a cat runs a lot in the park",)).beams[0]
+    page = show(dataclasses.replace(view, before=before), make_view())
+    assert page.locator(".vc-effect del").all_inner_texts() == ["cat", "a", "lot", "the"]
+    assert page.locator(".vc-effect mark").all_inner_texts() == ["dog", "a"]
+    assert page.locator(".vc-effect td[dir=auto]").all_inner_texts() == [before.caption, view.beams[0].caption]
+    assert page.locator(".vc-uniform").inner_text() == "uniform 17 %", "of the six frames that the model was shown"
+    assert page.locator(".vc-eye").count() == 0, "a page without the model cannot hide more"
+    page.select_option(".vc-chooser select", index=1)
+    assert page.locator(".vc-effect").is_hidden()
+
+
+CONTRAST = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => { pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data]; };
+  const light = (rgb) => rgb.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const poor = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const text = [...node.childNodes].filter((each) => each.nodeType === 3).map((each) => each.data).join("").trim();
+    if (!text || !node.checkVisibility() || node.matches("script, noscript, option")) continue;
+    const style = getComputedStyle(node);
+    if (parseFloat(style.fontSize) === 0) continue;
+    let below = node;
+    while (below && rgba(getComputedStyle(below).backgroundColor)[3] < 255) below = below.parentElement;
+    const [one, other] = [rgba(style.color), rgba(getComputedStyle(below ?? document.body).backgroundColor)].map(light);
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < 4.5) poor.push(`${text}: ${ratio.toFixed(2)} (${node.className})`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(show, make_view, scheme):
+    """Contrast of at least 4.5 (WCAG AA), numbers in cells of every colour among them."""
+    view = make_view((" ".join(f"w{n}" for n in range(18)), "a"), frames=12, end=True, note="a note", references=("b",))
+    for n, row in enumerate(view.beams[0].attention):
+        row[:] = (1 - (n + 1) / 19) / 11
+        row[n % 12] = (n + 1) / 19
+    page = show(dataclasses.replace(view, before=view.beams[1], hidden=frozenset([3])), view, color_scheme=scheme)
+    assert page.locator(".vc-heat td.vc-hot", has_text="95").count() == 1
+    page.mouse.move(0, 0)
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_long_captions_do_not_overlap(show, make_view):
+    captions = [" ".join(["a very long caption that says everything at least twice"] * n) for n in (3, 2, 4)]
+    page = show(make_view(captions), width=600)
+    boxes = [button.bounding_box() for button in page.locator(".vc-beams button").all()]
+    assert all(one["y"] + one["height"] <= other["y"] for one, other in zip(boxes, boxes[1:], strict=False))
+    inside = "all => all.every(text => text.scrollHeight <= text.parentElement.clientHeight)"
+    assert page.eval_on_selector_all(".vc-beams bdi", inside)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_page_shows_itself_inside_another(tab, tmp_path, make_view):
+    """As notebook 05 embeds it: text of a frame, with no rights but to run its own script."""
+    frame = f'<iframe sandbox="allow-scripts" width="900" height="900" srcdoc="{html.escape(page_html([make_view()]))}">'
+    (tmp_path / "outer.html").write_text(f"<!doctype html><title>outer</title>{frame}</iframe>", encoding="utf-8")
+    page = tab(offline=True)
+    page.goto((tmp_path / "outer.html").as_uri())
+    inner = page.frame_locator("iframe")
+    inner.locator(".vc-words button").nth(1).click()
+    expect(inner.locator(".vc-words [aria-current] > span:first-child")).to_have_text("cat")
 
 
 def test_space_plays_through_the_words_and_stops_at_the_end(show, make_view):
@@ -193,7 +298,7 @@ def test_step_takes_less_script_time_than_a_screen_refresh(show, make_view, reco
     median = page.evaluate(measure)
     record_property("step, ms of script", round(median, 2))
     print(f"a step among 20 words x 40 frames: {median:.2f} ms of script")
-    assert median < 16
+    assert median < 5
 
 
 def test_page_stays_under_its_size_however_rough_the_pictures(tmp_path, make_view):

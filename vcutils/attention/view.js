@@ -12,6 +12,7 @@ Text reaches the document through textContent and properties alone: no caption, 
 const END = "<end>";
 const UNIFORM_TONE = 0.25; // where uniform attention lies on the colour scale
 const FLAT = 0.95; // the spread from which on a row is called uniform
+const LONG = 12; // with more words than this the caption is set smaller
 const WIDE = 20; // with more frames than this the heatmap has no room for numbers and pictures
 const KEYS = [
   ["← →", "previous and next word"],
@@ -149,7 +150,7 @@ export function createView(root, { controls = false, hide = null, moved = () => 
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the keys
   const part = skeleton(root, controls, hide);
   const view = { part, word: 0, beam: 0, show, choose, setHidden, say, close };
-  let clip, captions, beam, labels, images, scale, wanted = new Set(), enlarged = new Map(), timer = 0;
+  let clip, captions, beam, labels, images, scale, wanted = new Set(), enlarged = new Map(), forward = 0, timer = 0;
 
   const when = (frame) => labels[frame];
   const named = (frame) => (clip.timed ? `the frame at ${when(frame)}` : when(frame));
@@ -249,7 +250,9 @@ export function createView(root, { controls = false, hide = null, moved = () => 
     const ended = weights.length > words.length;
     beam = { texts: ended ? [...words, END] : words, ended, weights, probabilities };
     view.beam = index;
+    forward = 0;
     mark(part.beams.querySelectorAll("button"), index);
+    part.words.classList.toggle("vc-long", words.length > LONG);
     part.words.replaceChildren(...beam.texts.map((text, i) => {
       const strongest = strongestOf(weights[i]);
       const flat = spreadOf(weights[i], visible()) >= FLAT;
@@ -398,7 +401,7 @@ export function createView(root, { controls = false, hide = null, moved = () => 
     const list = caption || part.beams.contains(target);
     const tile = [...part.strip.children].findIndex((item) => item.contains(target));
     const { key } = event;
-    const forward = getComputedStyle(part.words).direction === "rtl" ? -1 : 1;
+    forward ||= getComputedStyle(part.words).direction === "rtl" ? -1 : 1; // once a caption: it costs a layout
     if (key === "ArrowRight") step(forward);
     else if (key === "ArrowLeft") step(-forward);
     else if (caption && key === "Home") choose(0);
