@@ -71,7 +71,9 @@ def screenshots(repo):
 def make_view():
     """Function: a view of made-up pictures in which word n looks at frame 3n, and with `end` <end> at the last one."""
 
-    def make(captions=("a cat sits and a dog runs", "a cat runs"), frames=8, size=(60, 80), title="clip", end=False, **rest):
+    def make(
+        captions=("a cat sits and a dog runs", "a cat runs"), frames=8, size=(60, 80), title="clip", end=False, **rest
+    ):
         rng = np.random.default_rng(0)
         height, width = size
         colours = np.linspace(20, 235, frames)

@@ -143,7 +143,9 @@ def hide_until_the_caption_changes(page, frames):
 
 def lights(page):
     """How bright each frame of the strip is, 0 to 1."""
-    return page.eval_on_selector_all(".vc-tile", "all => all.map(tile => Number(tile.style.getPropertyValue('--vc-light')))")
+    return page.eval_on_selector_all(
+        ".vc-tile", "all => all.map(tile => Number(tile.style.getPropertyValue('--vc-light')))"
+    )
 
 
 def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 
 import numpy as np
 import pytest
@@ -109,7 +110,9 @@ def test_pointing_works_everywhere(show, make_view):
 
 def test_strip_is_lit_by_weight_and_says_so(show, make_view):
     page = show(make_view(), reduced_motion="reduce")
-    lights = page.eval_on_selector_all(".vc-strip img", "all => all.map(image => Number(getComputedStyle(image).opacity))")
+    lights = page.eval_on_selector_all(
+        ".vc-strip img", "all => all.map(image => Number(getComputedStyle(image).opacity))"
+    )
     assert lights[0] > 0.95 and max(lights[1:]) < 0.5
     assert page.locator(".vc-strip .vc-strongest").count() == 1
     assert "the frame at 0.3 s, 94 %" in page.locator(".vc-tile").first.get_attribute("aria-label")
@@ -204,7 +207,7 @@ def test_long_captions_do_not_overlap(show, make_view):
     captions = [" ".join(["a very long caption that says everything at least twice"] * n) for n in (3, 2, 4)]
     page = show(make_view(captions), width=600)
     boxes = [button.bounding_box() for button in page.locator(".vc-beams button").all()]
-    assert all(one["y"] + one["height"] <= other["y"] for one, other in zip(boxes, boxes[1:], strict=False))
+    assert all(one["y"] + one["height"] <= other["y"] for one, other in itertools.pairwise(boxes))
     inside = "all => all.every(text => text.scrollHeight <= text.parentElement.clientHeight)"
     assert page.eval_on_selector_all(".vc-beams bdi", inside)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -212,7 +215,9 @@ def test_long_captions_do_not_overlap(show, make_view):
 
 def test_page_shows_itself_inside_another(tab, tmp_path, make_view):
     """As notebook 05 embeds it: text of a frame, with no rights but to run its own script."""
-    frame = f'<iframe sandbox="allow-scripts" width="900" height="900" srcdoc="{html.escape(page_html([make_view()]))}">'
+    frame = (
+        f'<iframe sandbox="allow-scripts" width="900" height="900" srcdoc="{html.escape(page_html([make_view()]))}">'
+    )
     (tmp_path / "outer.html").write_text(f"<!doctype html><title>outer</title>{frame}</iframe>", encoding="utf-8")
     page = tab(offline=True)
     page.goto((tmp_path / "outer.html").as_uri())

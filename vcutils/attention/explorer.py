@@ -1,11 +1,11 @@
-"""The explorer in a notebook: step through a caption's words, see the frames each was said from, hide frames to test it.
+"""The explorer in a notebook: step through a caption's words, see the frames each was said from, hide frames.
 
 view.js draws it, here as a widget whose traits hold what the page of `save` (page.py) has as JSON. A clip's pictures
 are sent once. Slider and Play are linked to the view in the browser, so that a step needs no kernel.
 """
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,6 @@ from vcutils.scores.runs import Run
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
 
 
-def explore(run: Run, video_id: str | None = None) -> "Explorer":
-    """The live explorer on a run, opened at one clip (default: the first of the test split)."""
-    return Explorer(run, video_id)
-
-
 class AttentionView(anywidget.AnyWidget):
     """view.js as a widget, by itself for notebooks that know no ipywidgets: with `controls` it needs none beside it."""
 
@@ -42,7 +37,7 @@ class AttentionView(anywidget.AnyWidget):
 
 
 class Explorer(widgets.VBox):
-    """Choose or upload a clip, step through its captions, hide frames and see what the model says without them.
+    """The live explorer on a run, opened at one clip (default: the first of the test split).
 
     Bad clips give a message in the widget. `save` writes what is shown as one HTML page.
     """
@@ -61,7 +56,7 @@ class Explorer(widgets.VBox):
             widgets.jslink((self.view, "word"), (control, "value"))
         rows = [self.clip, self.upload], [self.play, self.slider]
         super().__init__([*map(widgets.HBox, rows), self.view])
-        self.clip.observe(lambda change: change.new and self.show_clip(change.new), "value")
+        self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.view.observe(self._on_hide, "hide")
         self.show_clip(self.clip.value)
@@ -72,20 +67,12 @@ class Explorer(widgets.VBox):
 
     def show_clip(self, video_id: str) -> None:
         """Show a clip of the run's corpus."""
-        try:
-            self._open(*page.corpus_clip(self.run, video_id))
-        except UserError as error:
-            self._fail(str(error))
+        self._open(lambda: page.corpus_clip(self.run, video_id))
 
     def show_file(self, path: Path | str, title: str | None = None) -> None:
         """Show any video file; the way for files that are too large to upload."""
         self.view.message = "reading the clip …"
-        try:
-            opened = page.file_clip(self.run, Path(path), title)
-            self.clip.value = None  # so that every clip of the corpus can be chosen again
-            self._open(*opened)
-        except UserError as error:
-            self._fail(str(error).replace(f"{path}: ", f"{title or path}: "))
+        self._open(lambda: page.file_clip(self.run, Path(path), title), path, title)
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
@@ -111,10 +98,16 @@ class Explorer(widgets.VBox):
         views += [page.with_captions(self.run, *page.corpus_clip(self.run, i), self.decode) for i in more]
         return page.save_page(path, views)
 
-    def _open(self, view: page.View, features: torch.Tensor) -> None:
-        self.original = self.shown = page.with_captions(self.run, view, features, self.decode)
-        self._features = features
-        captions = page.caption_content(self.shown)
+    def _open(self, read: Callable[[], Any], path: Path | str = "", title: str | None = None) -> None:
+        try:
+            view, features = read()
+            shown = page.with_captions(self.run, view, features, self.decode)
+        except UserError as error:
+            return self._fail(str(error).replace(f"{path}: ", f"{title or path}: ") if path else str(error))
+        if path:
+            self.clip.value = None  # so that every clip of the corpus can be chosen again
+        self.original, self.shown, self._features = shown, shown, features
+        captions = page.caption_content(shown)
         self._show(clip=page.clip_content(view), captions=captions, word=0, beam=0, message="")
 
     def _show(self, **traits: Any) -> None:
@@ -122,6 +115,10 @@ class Explorer(widgets.VBox):
         with self.view.hold_sync():
             for name, value in {**traits, "hide": sorted(self.shown.hidden)}.items():
                 setattr(self.view, name, value)
+
+    def _on_clip(self, change: Any) -> None:
+        if change.new:
+            self.show_clip(change.new)
 
     def _on_hide(self, change: Any) -> None:
         if set(change.new) != self.shown.hidden:
@@ -144,3 +141,6 @@ class Explorer(widgets.VBox):
 
     def _fail(self, reason: str) -> None:
         self.view.message = f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason
+
+
+explore = Explorer  # what the notebooks call: explore(run, video_id)

@@ -53,18 +53,15 @@ class View:
 def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
     """A clip of the run's corpus, without captions yet, and its features (T, D). Raises UserError for an unknown id."""
     features = torch.from_numpy(np.asarray(run.data.store[video_id], np.float32))
-    images, problem = None, ""
     try:
+        problem = "only the features of this clip are at hand, so its frames are shown as numbers."
         images = run.thumbnails(video_id, HEIGHT)
-        if images is None:
-            problem = "only the features of this clip are at hand, so its frames are shown as numbers."
-        elif len(images) != len(features):
+        if images and len(images) != len(features):
             images, problem = None, "the clip is not the one that its features were extracted from."
     except VideoError as error:
-        problem = str(error)
+        images, problem = None, str(error)
     references, timed = run.data.captions.get(video_id, ()), "timestamps" in run.manifest.get(video_id, {})
-    note = f"No pictures: {problem}" if problem else ""
-    times = run.timestamps(video_id)
+    note, times = "" if images else f"No pictures: {problem}", run.timestamps(video_id)
     return View(video_id, times, images=images, references=references, timed=timed, note=note), features
 
 
@@ -93,7 +90,8 @@ def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, 
     gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
     for beam in beams:
         beam.attention = np.insert(beam.attention, gaps, 0, axis=-1)
-        beam.end_attention = beam.end_attention if beam.end_attention is None else np.insert(beam.end_attention, gaps, 0)
+        if beam.end_attention is not None:
+            beam.end_attention = np.insert(beam.end_attention, gaps, 0)
     before = view.beams[0] if hidden and view.beams else None
     return replace(view, beams=beams, hidden=frozenset(hidden), before=before)
 
@@ -101,8 +99,7 @@ def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, 
 def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: DecodeConfig) -> list[str]:
     """Write one page of clips, each an id of the run's corpus or the path of any video file; an id goes first.
 
-    Returns a line for every clip that had to be left out. Raises UserError when that is all of them; then nothing is
-    written.
+    Returns a line for every clip that had to be left out. Raises UserError, and writes nothing, when that is all.
     """
     views, problems = [], []
     for clip in map(str, clips):
@@ -134,7 +131,9 @@ def page_html(views: Sequence[View]) -> str:
     """
     if not views:
         raise ValueError("a page needs at least one clip to show")
-    page, *parts = (files("vcutils.attention").joinpath(i).read_text("utf-8") for i in ("page.html", "view.css", "view.js"))
+    page, *parts = (
+        files("vcutils.attention").joinpath(i).read_text("utf-8") for i in ("page.html", "view.css", "view.js")
+    )
     for tag, part in zip(("style", "script"), parts, strict=True):  # its policy names both by their hashes
         page = page.replace(f"/* THE {tag.upper()} */", part)
         source = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
