@@ -25,7 +25,7 @@ SOURCES := vcutils tests notebooks
 LESSON := $(patsubst %,vcutils/%.py,config corpus video features vocab dataset model decode train)
 export PYTHONUTF8 := 1
 
-LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk ipywidgets jinja2 tqdm tyro jupyterlab jupytext nbconvert nbval \
+LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert nbval \
   pycocoevalcap codespell
 
 .PHONY: setup notebooks test matrix lint lowest audit bench lab outputs clean

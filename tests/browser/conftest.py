@@ -69,9 +69,11 @@ def screenshots(repo):
 
 @pytest.fixture(scope="session")
 def make_view():
-    """Function: a view of made-up pictures in which word n looks at frame `peaks[n]`."""
+    """Function: a view of made-up pictures in which word n looks at frame 3n, and with `end` <end> at the last one."""
 
-    def make(captions=("a cat sits and a dog runs", "a cat runs"), frames=8, size=(60, 80), title="clip", **rest):
+    def make(
+        captions=("a cat sits and a dog runs", "a cat runs"), frames=8, size=(60, 80), title="clip", end=False, **rest
+    ):
         rng = np.random.default_rng(0)
         height, width = size
         colours = np.linspace(20, 235, frames)
@@ -84,7 +86,8 @@ def make_view():
             weights /= weights.sum(axis=1, keepdims=True)
             log_probs = np.log(rng.uniform(0.2, 1, len(words)))
             score = -0.3 * (rank + 1)
-            beams.append(Hypothesis(words, score * len(words), score, log_probs, weights, None))
+            ending = np.eye(frames)[-1] if end else None
+            beams.append(Hypothesis(words, score * len(words), score, log_probs, weights, ending))
         return View(title, (np.arange(frames) * 0.5 + 0.25).tolist(), beams, images, **rest)
 
     return make

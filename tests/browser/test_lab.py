@@ -99,19 +99,18 @@ def test_notebook_05_in_jupyterlab(tiny_course, lab, tab, repo, tmp_path, screen
     stage.scroll_into_view_if_needed()
     first, dark = stage.inner_text(), lights(page)
     page.locator(".widget-hslider .noUi-handle").first.press("ArrowRight")
-    expect(words.nth(1)).to_have_class(re.compile("mod-active"))
-    page.wait_for_timeout(400)  # the lights fade
+    expect(words.nth(1)).to_have_attribute("aria-current", "true")
     assert stage.inner_text() != first and lights(page) != dark
     page.screenshot(path=screenshots / "lab-notebook-05.png")
 
-    frames = page.locator(".vc-strip .vc-frame")
+    frames = page.locator(".vc-tile")
     before, after = hide_until_the_caption_changes(page, range(frames.count()))
     assert before != after, "no frame changes what the model says"
     page.screenshot(path=screenshots / "lab-notebook-05-hidden.png")
 
     exported = tab()
     exported.goto(next(tiny_course.glob("*/runs/default/attention/explorer.html")).as_uri())
-    assert exported.locator("#strip li").count() == frames.count()
+    assert exported.locator(".vc-tile").count() == frames.count()
     assert all(address.startswith(("file:", "data:")) for address in exported.asked)
 
 
@@ -129,12 +128,12 @@ def run_all(page, address):
 
 def hide_until_the_caption_changes(page, frames):
     """Captions with and without the hidden frames; few models move for every frame, so one after the other goes."""
-    hidden, captions = page.locator(".vc-strip .mod-active"), page.locator(".vc-effect td[dir=auto]")
+    hidden, captions = page.locator(".vc-strip .vc-off"), page.locator(".vc-effect td[dir=auto]")
     for index in list(frames)[:-1]:
         count = hidden.count()
-        page.locator(".vc-strip .vc-frame").nth(index).click()
+        page.locator(".vc-eye").nth(index).click()
         expect(hidden).to_have_count(count + 1)
-        expect(status_bar(page)).to_contain_text("| Idle")
+        expect(page.locator(".vcx")).not_to_have_class(re.compile("vc-busy"))
         expect(captions).to_have_count(2)
         before, after = captions.all_inner_texts()
         if before != after:
@@ -143,75 +142,99 @@ def hide_until_the_caption_changes(page, frames):
 
 
 def lights(page):
-    """How much each frame of the strip is darkened, 0 to 0.75."""
-    shadows = page.eval_on_selector_all(
-        ".vc-strip .vc-frame", "all => all.map(frame => getComputedStyle(frame).boxShadow)"
+    """How bright each frame of the strip is, 0 to 1."""
+    return page.eval_on_selector_all(
+        ".vc-tile", "all => all.map(tile => Number(tile.style.getPropertyValue('--vc-light')))"
     )
-    return [float(re.search(r"rgba\(0, 0, 0, ([\d.]+)\)|rgb\(0, 0, 0\)|none|$", shadow)[1] or 1) for shadow in shadows]
 
 
 def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
-    page = tab(height=1500)
+    page = tab(height=1900)
     run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
     stage, words = page.locator(".vc-stage"), page.locator(".vc-words button")
 
     def word(index):
-        return words.nth(index).inner_text().strip("\u200b")
+        return words.nth(index).locator("span").first.inner_text()
 
     expect(stage).to_be_visible(timeout=SLOW)
     expect(page.locator(".jp-OutputArea-output", has_text="6 frames")).to_be_visible(timeout=SLOW)
     page.wait_for_timeout(500)
     page.screenshot(path=screenshots / "lab-light.png")
 
-    # A step: the slider moves, the picture and the lights change, while the kernel sleeps.
-    before, first = lights(page), stage.inner_text()
-    assert len(before) == 6 and min(before) == 0
+    # A step: the slider moves, the picture and the lights change, while the kernel sleeps. And the other way round.
+    before, first, handle = lights(page), stage.inner_text(), page.locator(".widget-hslider .noUi-handle")
+    assert len(before) == 6 and max(before) > min(before)
     words.nth(2).click()
     expect(stage).to_contain_text(f"“{word(2)}”")
-    assert stage.inner_text() != first
-    page.wait_for_timeout(400)  # the lights fade
-    assert lights(page) != before
-    page.locator(".widget-hslider .noUi-handle").first.press("ArrowRight")
-    expect(words.nth(3)).to_have_class(re.compile("mod-active"))
+    expect(handle).to_have_attribute("aria-valuenow", "2.0")
+    assert stage.inner_text() != first and lights(page) != before
+    handle.press("ArrowRight")
+    expect(words.nth(3)).to_have_attribute("aria-current", "true")
     expect(stage).to_contain_text(f"“{word(3)}”")
+    words.nth(3).press("ArrowLeft")
+    expect(handle).to_have_attribute("aria-valuenow", "2.0")
+    words.nth(2).press("End")
+    last = words.count() - 1
+    expect(handle).to_have_attribute("aria-valuenow", f"{last}.0")
+    expect(handle).to_have_attribute("aria-valuemax", f"{last}.0")
+    expect(words.nth(last)).to_be_focused()
 
     expect(status_bar(page)).to_contain_text("| Busy")
     (explorer_notebook.parent / "awake").touch()
 
     # Hiding: the strongest frame goes, and the model looks elsewhere.
+    words.first.click()
     expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
-    strongest = min(range(6), key=lights(page).__getitem__)
-    page.locator(".vc-strip .vc-frame").nth(strongest).click()
+    strongest = max(range(6), key=lights(page).__getitem__)
+    page.locator(".vc-eye").nth(strongest).click()
     expect(page.locator(".vc-effect")).to_contain_text("without the hidden")
-    expect(page.locator(".vc-strip .mod-active")).to_have_count(1)
-    hidden_label = page.locator(".vc-strip .vc-frame").nth(strongest).inner_text()
-    expect(stage).not_to_contain_text(f"the frame at {hidden_label}")
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(1)
+    label = page.locator(".vc-tile").nth(strongest).locator(".vc-label span").first.inner_text()
+    expect(stage).not_to_contain_text(f"the frame at {label}")
     page.screenshot(path=screenshots / "lab-hidden.png")
     before, after = hide_until_the_caption_changes(page, [i for i in range(6) if i != strongest])
     assert before != after, "a model that names two colours must say something else without one of them"
-    assert page.locator(".vc-effect mark").count() > 0
-    page.get_by_role("button", name="show all").click()
-    expect(page.locator(".vc-strip .mod-active")).to_have_count(0)
-    expect(page.locator(".vc-effect")).to_have_count(0)
+    assert page.locator(".vc-effect :is(mark, del)").count() > 0
+    page.get_by_role("button", name="Show all").click()
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(0)
+    expect(page.locator(".vc-effect")).to_be_hidden()
+
+    # A span of time, but never all of it.
+    page.get_by_label("to", exact=True).select_option(index=2)
+    page.get_by_role("button", name="Hide", exact=True).click()
+    expect(page.locator(".vc-effect")).to_contain_text("without the hidden")
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(3)
+    page.get_by_label("to", exact=True).select_option(index=5)
+    page.get_by_role("button", name="Hide", exact=True).click()
+    expect(page.locator(".vc-message")).to_have_text("At least one frame must stay visible.")
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(3)
 
     # Another caption, another clip.
-    page.locator(".widget-radio input").nth(1).click()
-    expect(page.locator(".widget-radio input").nth(1)).to_be_checked()
-    clip = page.locator(".widget-dropdown select").first
-    clip.select_option(index=1)
-    expect(page.locator(".vc-strip .vc-frame")).to_have_count(6)
-    expect(stage).to_be_visible()
+    page.locator(".vc-beams button").nth(1).click()
+    expect(page.locator(".vc-beams button").nth(1)).to_have_attribute("aria-current", "true")
+    title = page.locator(".vc-title").inner_text()
+    page.locator(".widget-dropdown select").first.select_option(index=1)
+    expect(page.locator(".vc-title")).not_to_have_text(title)
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(0)
+    expect(page.locator(".vc-tile")).to_have_count(6)
     outside = [
         url for url in page.asked if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
     ]
     assert not outside
+
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.locator(".lm-Menu-item", has_text="Theme").first.hover()
+    page.locator(".lm-Menu-item", has_text="JupyterLab Dark").first.click()
+    expect(page.locator(".vcx.vc-dark")).to_be_visible()
+    page.wait_for_timeout(500)
+    page.screenshot(path=screenshots / "lab-dark.png")
 
 
 def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_video, screenshots):
     (explorer_notebook.parent / "awake").touch()
     page = tab(height=1500)
     run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
-    stage, status = page.locator(".vc-stage"), page.locator(".vcx [role=status]")
+    stage, status = page.locator(".vc-stage"), page.locator(".vc-message")
     expect(stage).to_be_visible(timeout=SLOW)
     expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
     broken = tmp_path / "<b>broken<b>.mp4"
@@ -226,6 +249,7 @@ def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_
     expect(status).to_contain_text("<b>broken<b>.mp4: not a video that can be decoded")
     good = numbered_video(tmp_path / "mine.mp4", 3)
     upload(good)
-    expect(page.locator(".vc-strip .vc-frame")).to_have_count(3)
-    expect(status).to_have_text("mine.mp4")
+    expect(page.locator(".vc-tile")).to_have_count(3)
+    expect(page.locator(".vc-title")).to_have_text("mine.mp4")
+    expect(status).to_be_hidden()
     page.screenshot(path=screenshots / "lab-own-clip.png")

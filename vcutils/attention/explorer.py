@@ -1,126 +1,87 @@
-"""The interactive view: step through a caption's words, see the frames each was said from, and hide frames to test it.
+"""The explorer in a notebook: step through a caption's words, see the frames each was said from, hide frames.
 
-Live in a notebook it is made of ipywidgets. A frame's picture is sent once per clip; a word is a few style rules over
-those pictures, shown by a Stack that is linked to the slider in the browser, so that a step needs no kernel. The page
-that `save` writes (see page.py) shows the same without any kernel.
+view.js draws it, here as a widget whose traits hold what the page of `save` (page.py) has as JSON. A clip's pictures
+are sent once. Slider and Play are linked to the view in the browser, so that a step needs no kernel.
 """
 
-import difflib
 import tempfile
-import unicodedata
-import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
-import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader
+from traitlets import Bool, Dict, Int, List, Unicode
 
-from vcutils.attention.page import View, corpus_clip, file_clip, jpeg_uri, save_page, with_captions
+from vcutils.attention import page
 from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
-from vcutils.decode import Hypothesis
 from vcutils.scores.runs import Run
 
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
-HINT = """<div class="vc-quiet">The brighter a frame, the larger its attention weight for this word: evidence of where
-the model looked, not proof of why it said the word. Test it: click frames to hide them, and see what it says without
-them.</div>"""
 
 
-def percent(share: float) -> str:
-    """A share as people read it: 62 %, never a false 0 %."""
-    return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+class AttentionView(anywidget.AnyWidget):
+    """view.js as a widget, by itself for notebooks that know no ipywidgets: with `controls` it needs none beside it."""
 
-
-_templates = Environment(loader=PackageLoader("vcutils.attention", ""), autoescape=True, trim_blocks=True)
-_templates.filters.update(percent=percent, exp=np.exp)
-
-
-def live_html(part: str, *values: Any) -> str:
-    """One part of the explorer as HTML: a macro of page.live.html."""
-    return str(getattr(_templates.get_template("page.live.html").module, part)(*values))
-
-
-def explore(run: Run, video_id: str | None = None) -> "Explorer":
-    """The live explorer on a run, opened at one clip (default: the first of the test split)."""
-    return Explorer(run, video_id)
+    _esm, _css = Path(__file__).with_name("view.js"), Path(__file__).with_name("view.css")
+    clip, captions = Dict().tag(sync=True), Dict().tag(sync=True)
+    word = Int(0).tag(sync=True)  # this and the next two follow every step
+    last = Int(0).tag(sync=True)  # number of the caption's last word
+    beam = Int(0).tag(sync=True)
+    hide = List(Int()).tag(sync=True)  # the frames that someone wants hidden
+    message = Unicode("").tag(sync=True)
+    controls = Bool(False).tag(sync=True)
 
 
 class Explorer(widgets.VBox):
-    """Choose or upload a clip, step through its captions, hide frames and see what the model says without them.
+    """The live explorer on a run, opened at one clip (default: the first of the test split).
 
     Bad clips give a message in the widget. `save` writes what is shown as one HTML page.
     """
 
     def __init__(self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None) -> None:
-        super().__init__()
         self.run, self.decode = run, decode or run.decode
-        self.original = View("", ())  # the clip with all its frames
-        self.shown = self.original  # the same, without the frames that are hidden
+        self.original = self.shown = page.View("", ())  # the clip with all its frames; without those that are hidden
         self._features = torch.empty(0)
-        self._quiet = False  # True while the program itself sets many widgets at once
-        self._scope = f"vcx-{uuid.uuid4().hex[:8]}"  # keeps the style rules of two explorers apart
         ids = list(dict.fromkeys([*([video_id] if video_id else []), *run.data.splits["test"]]))
         self.clip = widgets.Dropdown(options=ids, description="clip")
         self.upload = widgets.FileUpload(accept=",".join(VIDEO_SUFFIXES), description="own clip")
-        self.message, self.pictures, self.effect, self.heatmap = (widgets.HTML() for _ in range(4))
-        self.player = widgets.VBox()  # holds the Player of the caption that is shown
-        self.frames = widgets.Box().add_class("vc-strip")
-        self.span = widgets.SelectionRangeSlider(options=[("", 0)], description="from – to", continuous_update=False)
-        self.hide = widgets.Button(description="hide this time", icon="eye-slash")
-        self.show_all = widgets.Button(description="show all", icon="eye")
-        self.beams = widgets.RadioButtons(layout={"width": "auto"})
-        self.children = [
-            self.pictures, widgets.HBox([self.clip, self.upload]), self.message, self.player,
-            widgets.HTML(HINT), self.frames,
-            widgets.HBox([self.span, self.hide, self.show_all]), self.effect, self.heatmap,
-            widgets.HTML('<div class="vc-quiet">Captions the model weighed, with their scores:</div>'), self.beams,
-        ]  # fmt: skip
-        self.add_class("vcx").add_class(self._scope)
+        self.play, self.slider = widgets.Play(interval=1000), widgets.IntSlider(description="word", readout=False)
+        self.view = AttentionView()
+        for control in (self.play, self.slider):
+            widgets.jsdlink((self.view, "last"), (control, "max"))
+            widgets.jslink((self.view, "word"), (control, "value"))
+        rows = [self.clip, self.upload], [self.play, self.slider]
+        super().__init__([*map(widgets.HBox, rows), self.view])
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
-        self.beams.observe(self._show_caption, "index")
-        self.hide.on_click(self._on_hide)
-        self.show_all.on_click(lambda _: self.hide_frames(()))
+        self.view.observe(self._on_hide, "hide")
         self.show_clip(self.clip.value)
 
     def __repr__(self) -> str:
         """What stands in place of the widget where no kernel runs."""
         return "Attention explorer: run this notebook in JupyterLab, Notebook 7 or VS Code to use it."
 
-    @property
-    def hidden(self) -> set[int]:
-        """The frames that are hidden now."""
-        return {i for i, frame in enumerate(self.frames.children) if frame.value}
-
     def show_clip(self, video_id: str) -> None:
         """Show a clip of the run's corpus."""
-        try:
-            self._open(*corpus_clip(self.run, video_id))
-        except UserError as error:
-            self._fail(str(error))
+        self._open(lambda: page.corpus_clip(self.run, video_id))
 
     def show_file(self, path: Path | str, title: str | None = None) -> None:
         """Show any video file; the way for files that are too large to upload."""
-        self._say("reading the clip …")
-        try:
-            view, features = file_clip(self.run, Path(path), title)
-            self.clip.value = None  # so that every clip of the corpus can be chosen again
-            self._open(view, features)
-        except UserError as error:
-            self._fail(str(error).replace(f"{path}: ", f"{title or path}: "))
+        self.view.message = "reading the clip …"
+        self._open(lambda: page.file_clip(self.run, Path(path), title), path, title)
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
-        self._quiet = True
-        for i, frame in enumerate(self.frames.children):
-            frame.value = i in frames
-        self._quiet = False
-        self._recaption()
+        hidden = {*map(int, frames)} & {*range(len(self.original.timestamps))}
+        if len(hidden) == len(self.original.timestamps):
+            self._show(message="At least one frame must stay visible: the caption below is the one from before.")
+        else:
+            self.shown = page.with_captions(self.run, self.original, self._features, self.decode, hidden)
+            self._show(captions=page.caption_content(self.shown), beam=0, message="")
 
     def save(self, path: Path | str, video_ids: Sequence[str] = ()) -> Path:
         """Write the clip that is shown as one HTML page, beside it the same without the hidden frames, if any are.
@@ -134,69 +95,40 @@ class Explorer(widgets.VBox):
         if count := len(self.shown.hidden):
             views.append(replace(self.shown, title=f"{self.shown.title} ({count} frames hidden)"))
         more = [i for i in video_ids if i != self.original.title]
-        views += [with_captions(self.run, *corpus_clip(self.run, i), self.decode) for i in more]
-        return save_page(path, views)
+        views += [page.with_captions(self.run, *page.corpus_clip(self.run, i), self.decode) for i in more]
+        return page.save_page(path, views)
 
-    def _open(self, view: View, features: torch.Tensor) -> None:
-        self.original = self.shown = view = with_captions(self.run, view, features, self.decode)
-        self._features = features
-        self.pictures.value = live_html(
-            "clip", view, self._scope, [jpeg_uri(picture, 360) for picture in view.pictures]
-        )
-        old, buttons = self.frames.children, []
-        for i, label in enumerate(view.labels):
-            button = widgets.ToggleButton(description=label, tooltip="hide or show").add_class("vc-frame")
-            button.add_class(f"vc-p{i}").observe(self._recaption, "value")  # the class brings the picture
-            buttons.append(button)
-        self.frames.children = buttons
-        for button in old:
-            _close(button)
-        self.span.options = [(label, i) for i, label in enumerate(view.labels)]
-        self.span.index = (0, len(view.labels) - 1)
-        self._show_beams()
+    def _open(self, read: Callable[[], Any], path: Path | str = "", title: str | None = None) -> None:
+        try:
+            view, features = read()
+            shown = page.with_captions(self.run, view, features, self.decode)
+        except UserError as error:
+            return self._fail(str(error).replace(f"{path}: ", f"{title or path}: ") if path else str(error))
+        if path:
+            self.clip.value = None  # so that every clip of the corpus can be chosen again
+        self.original, self.shown, self._features = shown, shown, features
+        captions = page.caption_content(shown)
+        self._show(clip=page.clip_content(view), captions=captions, word=0, beam=0, message="")
 
-    def _recaption(self, _: Any = None) -> None:
-        if self._quiet:
-            return
-        if len(self.hidden) == len(self.frames.children):
-            self._say("At least one frame must stay visible: the caption below is the one from before.")
-        else:
-            self.shown = with_captions(self.run, self.original, self._features, self.decode, self.hidden)
-            self._show_beams()
+    def _show(self, **traits: Any) -> None:
+        """Set traits of the view in one message: what belongs together must arrive together."""
+        with self.view.hold_sync():
+            for name, value in {**traits, "hide": sorted(self.shown.hidden)}.items():
+                setattr(self.view, name, value)
 
-    def _show_beams(self) -> None:
-        self._quiet = True
-        self.beams.options = [(f"{h.score:.2f} · {h.caption}", i) for i, h in enumerate(self.shown.beams)]
-        self.beams.index = 0
-        self._quiet = False
-        self._say(self.original.note or ("" if self.clip.value else self.original.title))
-        self._show_caption()
+    def _on_clip(self, change: Any) -> None:
+        if change.new:
+            self.show_clip(change.new)
 
-    def _show_caption(self, _: Any = None) -> None:
-        if self._quiet:
-            return
-        hypothesis = self.shown.beams[self.beams.index]
-        old = self.player.children
-        word = min(old[0].slider.value, len(hypothesis.words) - 1) if old else 0
-        self.player.children = [Player(self.shown, hypothesis, self._scope, word)]
-        for player in old:
-            _close(player)
-        self.heatmap.value = live_html("heatmap", self.shown, hypothesis)
-        before, after = self.original.beams[0], self.shown.beams[0]
-        changes = difflib.SequenceMatcher(None, before.words, after.words, autojunk=False).get_opcodes()
-        self.effect.value = live_html("effect", before, after, changes) if self.shown.hidden else ""
+    def _on_hide(self, change: Any) -> None:
+        if set(change.new) != self.shown.hidden:
+            self.hide_frames(change.new)
 
-    def _on_clip(self, _: Any) -> None:
-        if self.clip.value:
-            self.show_clip(self.clip.value)
-
-    def _on_hide(self, _: Any) -> None:
-        first, last = self.span.index
-        self.hide_frames(self.hidden.union(range(first, last + 1)))
-
-    def _on_upload(self, _: Any) -> None:
-        for file in self.upload.value:
-            name, megabytes, suffix = file["name"], len(file["content"]) / 1e6, Path(file["name"]).suffix.lower()
+    def _on_upload(self, change: Any) -> None:
+        """Show what was uploaded: {name: {"content"}} in ipywidgets 7, ({"name", "content"}, …) in ipywidgets 8."""
+        files = change.new.items() if isinstance(change.new, dict) else ((file["name"], file) for file in change.new)
+        for name, file in files:
+            megabytes, suffix = len(file["content"]) / 1e6, Path(name).suffix.lower()
             if suffix not in VIDEO_SUFFIXES:
                 self._fail(f"{name}: not a video file; the explorer reads {', '.join(VIDEO_SUFFIXES)}")
             elif megabytes > UPLOAD_LIMIT:
@@ -208,40 +140,7 @@ class Explorer(widgets.VBox):
                     self.show_file(path, name)
 
     def _fail(self, reason: str) -> None:
-        self._say(f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason)
-
-    def _say(self, text: str) -> None:
-        self.message.value = live_html("message", text)
+        self.view.message = f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason
 
 
-class Player(widgets.VBox):
-    """The words of one caption as buttons, Play and slider, and the frames that each word was said from."""
-
-    def __init__(self, view: View, hypothesis: Hypothesis, scope: str, word: int = 0) -> None:
-        texts, last = hypothesis.words, len(hypothesis.words) - 1
-        # ipywidgets finds a button by its label: a word that comes again is told apart by invisible characters.
-        labels = [text + "\u200b" * texts[:i].count(text) for i, text in enumerate(texts)]
-        self.words = widgets.ToggleButtons(options=labels, index=word, style={"button_width": "auto"})
-        self.words.add_class("vc-words").add_class("vc-rtl" if _right_to_left(hypothesis.caption) else "vc-ltr")
-        self.play = widgets.Play(min=0, max=last, value=word, interval=1000)
-        self.slider = widgets.IntSlider(min=0, max=last, value=word, description="word", readout=False)
-        looks = [widgets.HTML(live_html("word", view, hypothesis, i, scope)) for i in range(last + 1)]
-        self.stack = widgets.Stack(looks, selected_index=word)
-        self.stack.layout.min_height = "225px"  # the page below must not jump while a word is exchanged
-        followers = ((self.play, "value"), (self.words, "index"), (self.stack, "selected_index"))
-        self.links = [widgets.jslink((self.slider, "value"), follower) for follower in followers]
-        super().__init__([self.words, widgets.HBox([self.play, self.slider]), self.stack])
-
-
-def _close(widget: Any) -> None:
-    """Free a widget with all its parts, in the kernel and in the browser."""
-    parts = [*getattr(widget, "links", ()), *getattr(widget, "children", ())]
-    for part in (*parts, getattr(widget, "layout", None), getattr(widget, "style", None)):
-        if part is not None:
-            _close(part)
-    widget.close()
-
-
-def _right_to_left(text: str) -> bool:
-    strong = (unicodedata.bidirectional(c) for c in text)
-    return next((kind != "L" for kind in strong if kind in ("L", "R", "AL")), False)
+explore = Explorer  # what the notebooks call: explore(run, video_id)

@@ -1,11 +1,13 @@
 """Clips with their captions, ready to be shown, and one self-contained HTML page of them.
 
-No network, no kernel, no other file: the page works from a USB stick. Captions, ids and file names reach it only as
-JSON, and its script shows them only as text; its Content-Security-Policy allows that one script and data: pictures.
+What `clip_content` and `caption_content` make of a view is all that view.js draws from, in the page and in a notebook.
+The page needs no network, no kernel and no other file. Captions, ids and file names reach it only as JSON, and its
+script shows them only as text; its Content-Security-Policy allows that one script and data: pictures.
 """
 
 import base64
 import hashlib
+import io
 import json
 import os
 from collections.abc import Collection, Sequence
@@ -16,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vcutils.attention.figures import number_tile
 from vcutils.attention.measures import check_alignment
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
-from vcutils.runtime.capture import VideoError, cv2
+from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import frames_at
 from vcutils.runtime.files import sweep, write_text
 from vcutils.scores.runs import Run
@@ -44,49 +46,23 @@ class View:
     references: Sequence[str] = ()  # human captions
     timed: bool = True  # False: no times are known, `timestamps` only count the frames
     hidden: frozenset[int] = frozenset()  # frames that the model was not shown
+    before: Hypothesis | None = None  # the best caption with all frames, where some are hidden
     note: str = ""  # what the viewer should know about this clip
-
-    @property
-    def labels(self) -> list[str]:
-        """What stands under each frame: its time, with as many digits as tell neighbours apart."""
-        if not self.timed:
-            return [f"frame {i + 1}" for i in range(len(self.timestamps))]
-        digits = 2 if np.diff(self.timestamps).min(initial=1.0) < 0.1 else 1
-        return [f"{t:.{digits}f} s" for t in self.timestamps]
-
-    @property
-    def pictures(self) -> Sequence[np.ndarray]:
-        """The images (T), or tiles with the frames' numbers where there are none."""
-        return self.images if self.images is not None else [number_tile(i + 1) for i in range(len(self.timestamps))]
-
-    @property
-    def aspect(self) -> float:
-        """Width of a picture divided by its height."""
-        height, width = self.pictures[0].shape[:2]
-        return width / height
 
 
 def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
     """A clip of the run's corpus, without captions yet, and its features (T, D). Raises UserError for an unknown id."""
     features = torch.from_numpy(np.asarray(run.data.store[video_id], np.float32))
-    images, problem = None, ""
     try:
+        problem = "only the features of this clip are at hand, so its frames are shown as numbers."
         images = run.thumbnails(video_id, HEIGHT)
-        if images is None:
-            problem = "only the features of this clip are at hand, so its frames are shown as numbers."
-        elif len(images) != len(features):
+        if images and len(images) != len(features):
             images, problem = None, "the clip is not the one that its features were extracted from."
     except VideoError as error:
-        problem = str(error)
-    view = View(
-        video_id,
-        run.timestamps(video_id),
-        images=images,
-        references=run.data.captions.get(video_id, ()),
-        timed="timestamps" in run.manifest.get(video_id, {}),
-        note=f"No pictures: {problem}" if problem else "",
-    )
-    return view, features
+        images, problem = None, str(error)
+    references, timed = run.data.captions.get(video_id, ()), "timestamps" in run.manifest.get(video_id, {})
+    note, times = "" if images else f"No pictures: {problem}", run.timestamps(video_id)
+    return View(video_id, times, images=images, references=references, timed=timed, note=note), features
 
 
 def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Tensor]:
@@ -106,36 +82,32 @@ def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, 
     visible = [i for i in range(len(features)) if i not in hidden]
     mask = torch.ones(1, len(visible), dtype=torch.bool)
     threads = torch.get_num_threads()
-    # One clip is too little work to share: on a busy machine threads that wait for each other turn 0.1 s into 6.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # one clip is too little work to share: threads that wait turn 0.1 s into 6
     try:
-        hypotheses = generate(run.model, run.vocabulary, features[visible][None], mask, decode)[0]
+        beams = generate(run.model, run.vocabulary, features[visible][None], mask, decode)[0]
     finally:
         torch.set_num_threads(threads)
-    beams = []
-    for hypothesis in hypotheses:
-        attention = np.zeros((len(hypothesis.words), len(features)), np.float32)
-        attention[:, visible] = hypothesis.attention
-        beams.append(replace(hypothesis, attention=attention, end_attention=None))
-    return replace(view, beams=beams, hidden=frozenset(hidden))
+    gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
+    for beam in beams:
+        beam.attention = np.insert(beam.attention, gaps, 0, axis=-1)
+        if beam.end_attention is not None:
+            beam.end_attention = np.insert(beam.end_attention, gaps, 0)
+    before = view.beams[0] if hidden and view.beams else None
+    return replace(view, beams=beams, hidden=frozenset(hidden), before=before)
 
 
 def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: DecodeConfig) -> list[str]:
     """Write one page of clips, each an id of the run's corpus or the path of any video file; an id goes first.
 
-    Returns a line for every clip that had to be left out. Raises UserError when that is all of them; then nothing is
-    written.
+    Returns a line for every clip that had to be left out. Raises UserError, and writes nothing, when that is all.
     """
     views, problems = [], []
     for clip in map(str, clips):
         try:
-            if clip in run.data.store.ids:
-                view, features = corpus_clip(run, clip)
-            elif os.path.exists(clip):
-                view, features = file_clip(run, Path(clip))
-            else:
+            if clip not in run.data.store.ids and not os.path.exists(clip):
                 raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
-            views.append(with_captions(run, view, features, decode))
+            opened = corpus_clip(run, clip) if clip in run.data.store.ids else file_clip(run, Path(clip))
+            views.append(with_captions(run, *opened, decode))
         except UserError as error:
             problems.append(str(error))
     if not views:
@@ -145,65 +117,73 @@ def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: Dec
 
 
 def save_page(path: Path | str, views: Sequence[View]) -> Path:
-    """Write one HTML file that shows the views, with a chooser when there are several; whole or not at all.
+    """Write `page_html` of the views to a file, whole or not at all. Raises its ValueError."""
+    page = page_html(views)
+    sweep(Path(path).parent, f".lock-.tmp-*{Path(path).suffix}")
+    write_text(Path(path), page)
+    return Path(path)
+
+
+def page_html(views: Sequence[View]) -> str:
+    """One HTML page that shows the views, with a chooser when there are several.
 
     Raises ValueError when there is no view, or when the parts of one do not fit together.
     """
     if not views:
         raise ValueError("a page needs at least one clip to show")
-    page = files("vcutils.attention").joinpath("page.html").read_text(encoding="utf-8")
-    for tag in ("style", "script"):  # its policy names both by their hashes
-        source = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+    page, *parts = (
+        files("vcutils.attention").joinpath(i).read_text("utf-8") for i in ("page.html", "view.css", "view.js")
+    )
+    for tag, part in zip(("style", "script"), parts, strict=True):  # its policy names both by their hashes
+        page = page.replace(f"/* THE {tag.upper()} */", part)
+        source = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
         digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
         page = page.replace(f"HASH-OF-{tag.upper()}", digest)
-    contents = [[view.title for view in views], *map(_content, views)]
+    contents = [[view.title for view in views], *(clip_content(view) | caption_content(view) for view in views)]
     data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
-    sweep(Path(path).parent, f".lock-.tmp-*{Path(path).suffix}")
-    write_text(Path(path), page.replace("<!-- DATA -->", data))
-    return Path(path)
+    return page.replace("<!-- DATA -->", data)
 
 
-def _content(view: View) -> dict[str, Any]:
-    """What the page's script reads of one view. Raises ValueError when its parts do not fit together."""
-    if not view.beams or not view.timestamps:
-        raise ValueError(f"{view.title}: nothing to show without a caption and a frame")
-    if len(view.pictures) != len(view.timestamps):
-        raise ValueError(f"{len(view.pictures)} pictures do not fit {len(view.timestamps)} frames")
-    for hypothesis in view.beams:
-        check_alignment(hypothesis.words, hypothesis.attention, view.timestamps)
-    for side, quality in SIZES:  # as large as a clip's share of the page allows
-        images = [jpeg_uri(picture, side, quality) for picture in view.pictures]
+def clip_content(view: View) -> dict[str, Any]:
+    """What view.js reads of a clip, whatever its captions. Raises ValueError when pictures and times do not fit."""
+    pictures: Sequence[np.ndarray] = () if view.images is None else view.images
+    if not view.timestamps or (view.images is not None and len(pictures) != len(view.timestamps)):
+        raise ValueError(f"{view.title}: {len(pictures)} pictures do not fit {len(view.timestamps)} frames")
+    for size in SIZES:  # as large as a clip's share of the page allows
+        images = [_jpeg(picture, *size) for picture in pictures]
         if sum(map(len, images)) <= PICTURE_CHARACTERS:
             break
-    return {
-        "title": view.title,
-        "note": view.note,
-        "labels": view.labels,
-        "timed": view.timed,
-        "images": images,
-        "aspect": round(min(4.0, max(0.25, view.aspect)), 4),
-        "references": list(view.references)[:10],
-        "hidden": sorted(view.hidden),
-        "beams": [
-            {
-                "words": hypothesis.words,
-                "score": round(float(hypothesis.score), 3),
-                "probabilities": np.exp(hypothesis.word_log_probs).astype(float).round(4).tolist(),
-                "weights": hypothesis.attention.astype(float).round(4).tolist(),
-            }
-            for hypothesis in view.beams
-        ],
-    }
+    height, width = pictures[0].shape[:2] if pictures else (3, 4)
+    shown = {"images": images, "aspect": min(4.0, max(0.25, width / height)), "references": list(view.references)[:10]}
+    return {"title": view.title, "note": view.note, "times": list(view.timestamps), "timed": view.timed, **shown}
 
 
-def jpeg_uri(image: np.ndarray, side: int, quality: int = 80) -> str:
+def caption_content(view: View) -> dict[str, Any]:
+    """What view.js reads of a clip's captions. Raises ValueError when words, weights and frames do not fit together."""
+    if not view.beams:
+        raise ValueError(f"{view.title}: nothing to show without a caption")
+    for beam in view.beams:
+        check_alignment(beam.words, beam.attention, view.timestamps)
+    before = view.before and {"words": view.before.words, "score": float(view.before.score)}
+    return {"hidden": sorted(view.hidden), "before": before, "beams": [_beam(beam) for beam in view.beams]}
+
+
+def _beam(beam: Hypothesis) -> dict[str, Any]:
+    """A caption as view.js reads it: a row for every word, and one more for <end> where it was reached."""
+    weights, log_probs = beam.attention, np.asarray(beam.word_log_probs, float)
+    if beam.end_attention is not None:
+        weights = np.vstack([weights, beam.end_attention])
+        log_probs = np.append(log_probs, min(0.0, beam.log_prob - log_probs.sum()))
+    numbers = {"probabilities": np.exp(log_probs).round(4).tolist(), "weights": weights.astype(float).round(4).tolist()}
+    return {"words": beam.words, "score": float(beam.score), **numbers}
+
+
+def _jpeg(image: np.ndarray, side: int, quality: int) -> str:
     """An RGB picture as the data: address of a JPEG, shrunk until neither side is longer than `side` pixels."""
-    scale = side / max(image.shape[:2])
-    if scale < 1:
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    picture, data = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((side, side))
+    picture.save(data, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def _embed(value: Any) -> str:
