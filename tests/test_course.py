@@ -123,6 +123,7 @@ FORMULAS = {
     r"\sum_{t=1}^{T} \alpha_t": "<munderover>",
     r"\begin{aligned} a &= b \\ c &= d \end{aligned}": "<mtable",
     r"\operatorname{softmax}": "softmax",
+    r"n \log p": 'space width="0.17em"/><mi>log</mi><mspace width="0.17em"/><mi>p',
 }
 
 
@@ -141,7 +142,7 @@ def test_what_is_no_formula_stays_visible_and_is_named(formula, capsys):
 
 
 def test_exported_html_has_formulas_pages_and_nothing_from_elsewhere(tmp_path, capsys):
-    page = f"<!doctype html><p id='it'>{NASTY}</p><script>1 < 2 && 3 > 2</script>"
+    page = f"<!doctype html><p id='it'>{NASTY} &lt;</p><script>1 < 2 && 3 > 2</script>"
     view = "application/vnd.jupyter.widget-view+json"
     outputs = [
         new_output("display_data", {view: {"model_id": "x"}, "text/html": frame(page, 400), "text/plain": "Explorer"}),

@@ -30,6 +30,9 @@ PAGE = """
 <style media="(prefers-color-scheme: dark)">{{ dark_theme() }}</style>
 <style>
 :root { color-scheme: light dark; }
+math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
+mtd[columnalign="right"] { text-align: right; text-align: -webkit-right; padding-right: 0; }
+mtd[columnalign="left"] { text-align: left; padding-left: 0; }
 math[display="block"] { margin: 1em 0; font-size: 1.15em; overflow-x: auto; overflow-y: hidden; }
 .jp-RenderedSVG img, .jp-RenderedImage img { border-radius: 8px; }
 </style>
@@ -80,7 +83,7 @@ def mathml(formula: str, display: str) -> str:
     """A LaTeX formula as MathML; one that latex2mathml cannot read stays visible as code, and is named on stderr."""
     latex = formula.strip().replace("{aligned}", "{split}")  # the same environment; it knows the second name only
     try:
-        result, problem = convert(latex, display=display), ""
+        result, problem = _thin_spaces(convert(latex, display=display)), ""
     except Exception as error:  # its parser raises many kinds, some of them Python's own
         result, problem = "", type(error).__name__
     if unknown := re.search(r"<mi>(\\\w+|&)</mi>", result):
@@ -89,6 +92,13 @@ def mathml(formula: str, display: str) -> str:
         print(f"not drawn as a formula: {formula.strip()!r} ({problem})", file=sys.stderr)
         return f"<code>{escape(formula)}</code>"
     return result
+
+
+def _thin_spaces(formula: str) -> str:
+    """MathML with a thin space on both sides of log, tanh and the like, as LaTeX sets them."""
+    space, name = '<mspace width="0.17em"/>', r"<mi>[a-z]{2,}</mi>"
+    formula = re.sub(rf"(</(?:mi|mn|msub|msup)>)(?={name})", rf"\1{space}", formula)
+    return re.sub(rf"({name})(?=<(?:mi|mn|msub|msup)>)", rf"\1{space}", formula)
 
 
 class OfflineExporter(HTMLExporter):
