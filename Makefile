@@ -25,8 +25,8 @@ SOURCES := vcutils tests notebooks
 LESSON := $(patsubst %,vcutils/%.py,config corpus video features vocab dataset model decode train)
 export PYTHONUTF8 := 1
 
-LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert nbval \
-  pycocoevalcap codespell
+LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert latex2mathml \
+  nbval pycocoevalcap codespell
 
 .PHONY: setup notebooks test matrix lint lowest audit bench lab outputs clean
 
@@ -46,7 +46,7 @@ notebooks: $(READY)
 	  $(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
 	  echo "done: $$out/$$(basename $$notebook)" || exit 1; \
 	done && \
-	$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir "$$out" "$$out"/0*.ipynb && \
+	$(BIN)/python -m vcutils.course.export "$$out" && \
 	echo "to read: $$out/*.html"
 
 test: $(READY) lint

@@ -185,7 +185,7 @@ assert ready or lengths.max() <= config.extract.num_frames
 #
 # ## Exercises
 #
-# 1. Change `num_frames` of the first clip to 3, then to 30. When do you stop seeing anything new?
+# 1. Sample the first clip with `num_frames=3`, then with `num_frames=30`. When do you stop seeing anything new?
 # 2. Plot the similarity matrix of a clip with one scene only. What do the camera's motions look like in it?
 # 3. With a network connection, try `load_backbone("resnet50")`. Is the block structure sharper or weaker?
 # 4. Average the features of each clip over time and find the two most similar clips. Do their captions agree?

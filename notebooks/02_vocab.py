@@ -17,7 +17,7 @@
 #
 # **You will**
 # - split the corpus before looking at a single word, and learn why the order matters;
-# - see what a vocabulary costs: every rare word has a price on both sides;
+# - see that a rare word costs either way: keep it and it has too few examples, drop it and the model can never say it;
 # - build a padded batch and the masks that keep its padding from being learned.
 
 # %%
@@ -155,7 +155,7 @@ plt.show()
 # ## Exercises
 #
 # 1. Build the vocabulary from all captions. By how much does the test line fall, and why would that be cheating?
-# 2. Raise `min_count` until the test line passes 10 %. How many words are left?
+# 2. Raise `min_count` until the model cannot say one test word in ten. How many words are left?
 # 3. Print the ten words with the highest share of occurrences in one split only. Are they things or actions?
 #
 # **Next:** [3 · Training](03_train.ipynb)

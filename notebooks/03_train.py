@@ -180,8 +180,8 @@ plt.show()
 # ## What a recipe is worth
 #
 # - The same model once more, trained as the notebook that this course grew out of did it (preset `train=original`): learning
-#   rate 1e-4, one caption per clip and step, a step every four batches, 20 epochs.
-# - It was made for 1,200 clips with 40 captions; here it serves to show that a recipe has to fit its corpus.
+#   rate `1e-4`, one caption per clip and step, a step every four batches, 20 epochs.
+# - It was made for the full MSVD corpus; here it serves to show that a recipe has to fit its corpus.
 
 # %%
 limits = {"epochs": min(20, config.train.epochs), "max_minutes": config.train.max_minutes, "find_batch_size": False}

@@ -37,7 +37,7 @@ def test_notebook_equals_its_py_twin(path):
 def test_notebook_is_clean(path):
     notebook = json.loads(path.read_text("utf-8"))
     assert "widgets" not in notebook["metadata"], "saved widget state breaks the rendering on the web"
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 1_500_000
     for cell in code_cells(path):
         source = "".join(cell["source"])
         assert not re.search(r"^\s*[%!](?!matplotlib inline$)", source, re.M), f"magic in {source!r}"
@@ -145,3 +145,15 @@ def test_every_requirement_has_bounds_and_a_reason():
     for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             assert re.match(r"^[\w-]+>=[\d.]+,<\d+\s+# \S", line), line
+
+
+def test_pyproject_names_the_same_requirements():
+    def requirements(text, pattern):
+        return re.findall(pattern + r"([\w-]+>=[\d.]+,<\d+)", text, re.M)
+
+    listed = requirements((ROOT / "requirements.txt").read_text("utf-8"), "^")
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert requirements(project, r'^    "') == listed
+    packages = {".".join(path.relative_to(ROOT).parts[:-1]) for path in MODULES}
+    installed = re.search(r'^packages = (\["vcutils", .*\])$', project, re.M)
+    assert installed and set(json.loads(installed[1])) == packages
