@@ -50,5 +50,4 @@ def reading_order(valid: Tensor, shuffled: bool, training: bool) -> Tensor:
 
 def reorder(frames: Tensor, order: Tensor) -> Tensor:
     """Frames (B, T, …) in the order of positions (B, T)."""
-    index = order.view(*order.shape, *[1] * (frames.ndim - 2)).expand(-1, -1, *frames.shape[2:])
-    return frames.gather(1, index)
+    return frames.take_along_dim(order.view(*order.shape, *[1] * (frames.ndim - 2)), dim=1)
