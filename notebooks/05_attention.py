@@ -57,9 +57,9 @@ print(" " * len(video_id), "human:", run.data.captions[video_id][0])
 print("weights:", hypothesis.attention.shape, "(words, frames), each row sums to", hypothesis.attention.sum(axis=1).round(3)[0])
 
 # %% [markdown]
-# - **Look**: click a word, press play or drag the slider. A frame is lit as much as the word leans on it; the frames that
-#   count most are enlarged.
-# - **Test**: click frames of the strip to hide them, or hide a span of time. The model describes the clip again without
+# - **Look**: click a word, press play or drag the slider. The brighter a frame, the larger its
+#   attention weight for this word. Click its picture to enlarge it.
+# - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without
 #   them. What it can no longer say, it had from there.
 # - **Choose**: another clip, a clip of your own, or one of the other captions that the beam search weighed.
 
