@@ -125,7 +125,8 @@ def test_scene_intervals_show_the_photograph_they_name(corpus: Path) -> None:
 
 def test_motions_are_visible() -> None:
     """Zooming in ends nearer than it began, fading in ends brighter, and so on: what the captions claim."""
-    photo = next(photo for photo in sample.PHOTOS if photo.noun == "retina")  # red: its share of a frame is its size
+    # Red, so that its share of a frame is its size.
+    photo = next(photo for photo in sample.PHOTOS if photo.phrase == "a retina")
     ends = {}
     for motion in sample.MOTIONS:
         frames = list(

@@ -40,8 +40,8 @@ def sample(
     from vcutils.corpora.sample import build
 
     config = replace(Config.from_env(), corpus=None)
-    config = replace(config, clips=config.clips if clips is None else clips, train=TrainConfig(seed=seed))
-    print(build(out or config.corpus_dir, clips=config.clips, seed=config.train.seed))
+    count = config.clips if clips is None else clips
+    print(build(out or config.corpus_dir, clips=count, seed=_at_least(0, seed, "--seed")))
     return 0
 
 
@@ -108,26 +108,8 @@ def vocab(
     as_json: JsonArg = False,
 ) -> int:
     """Fix the split and count the vocabulary on its training part."""
-    from vcutils.corpus import make_splits, save_splits
-    from vcutils.runtime.files import holding, note
-    from vcutils.vocab import build_vocabulary, oov_rate
-
     opened, config = _open(corpus, data, vocab={"min_count": min_count})
-    splits, origin = make_splits(opened)
-    vocabulary = build_vocabulary(opened.captions, splits["train"], config.vocab.min_count)
-    with holding(config.artifacts, "vocab"):
-        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
-        save_splits(splits, config.artifacts / "splits.json")
-        vocabulary.save(config.artifacts / "vocab.json")
-        note(config.artifacts, f"vocab: {len(vocabulary)} words, split by {origin}")
-    report = {
-        "artifacts": str(config.artifacts),
-        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
-        "words": len(vocabulary),
-        "out of vocabulary": {s: round(oov_rate(vocabulary, opened.captions, ids), 4) for s, ids in splits.items()},
-        "problems": opened.problems,
-    }
-    return _print(report, as_json, failed=opened.problems)
+    return _print(_make_vocab(opened, config), as_json, failed=opened.problems)
 
 
 def train(
@@ -154,7 +136,7 @@ def train(
         raise UserError(f"--run {run!r}: a run's name is one plain folder name")
     loaded = _training_data(opened, config)
     reports: list[dict[str, Any]] = []
-    for seed in _numbers(train.seed, seeds):
+    for seed in range(train.seed, train.seed + _at_least(1, seeds, "--seeds")):
         folder = config.artifacts / "runs" / (run if seed == train.seed else f"{run}-seed{seed}")
         trainer = Trainer(folder, replace(config, train=replace(train, seed=seed)), loaded, References, resume)
         if trainer.accelerator.is_main_process and not reports:
@@ -177,7 +159,7 @@ def ablate(
     from vcutils.scores import ablations
 
     opened, config = _open(corpus, data)
-    numbers = _numbers(config.train.seed, seeds)
+    numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
     result = ablations.ablate(config, _training_data(opened, config), config.artifacts / "runs", numbers, split)
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
@@ -301,10 +283,10 @@ def _open(
     return load_corpus(config), config
 
 
-def _numbers(seed: int, seeds: int) -> range:
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: must be 1 or more")
-    return range(seed, seed + seeds)
+def _at_least(low: int, value: int, name: str) -> int:
+    if value < low:
+        raise UserError(f"{name} {value}: must be {low} or more")
+    return value
 
 
 def _run(folder: Path, beam: int | None) -> tuple[Any, DecodeConfig]:
@@ -323,8 +305,30 @@ def _training_data(opened: Any, config: Config) -> Any:
 
     with PartialState().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
-            vocab(config.corpus_dir, data=config.data)
+            _print(_make_vocab(opened, config), as_json=False)
     return load_data(opened, config.artifacts, config.extract)
+
+
+def _make_vocab(opened: Any, config: Config) -> dict[str, Any]:
+    """Write splits.json and vocab.json of an open corpus; what was done as a report."""
+    from vcutils.corpus import make_splits, save_splits
+    from vcutils.runtime.files import holding, note
+    from vcutils.vocab import build_vocabulary, oov_rate
+
+    splits, origin = make_splits(opened)
+    vocabulary = build_vocabulary(opened.captions, splits["train"], config.vocab.min_count)
+    with holding(config.artifacts, "vocab"):
+        (config.artifacts / "vocab.json").unlink(missing_ok=True)  # beside a new split it would be of another one
+        save_splits(splits, config.artifacts / "splits.json")
+        vocabulary.save(config.artifacts / "vocab.json")
+        note(config.artifacts, f"vocab: {len(vocabulary)} words, split by {origin}")
+    return {
+        "artifacts": str(config.artifacts),
+        "split": {"origin": origin, **{name: len(ids) for name, ids in splits.items()}},
+        "words": len(vocabulary),
+        "out of vocabulary": {s: round(oov_rate(vocabulary, opened.captions, ids), 4) for s, ids in splits.items()},
+        "problems": opened.problems,
+    }
 
 
 def _print(report: dict, as_json: bool, short: dict | None = None, table: str = "", failed: Any = False) -> int:

@@ -150,7 +150,7 @@ def clip_content(view: View) -> dict[str, Any]:
     if not view.timestamps or (view.images is not None and len(pictures) != len(view.timestamps)):
         raise ValueError(f"{view.title}: {len(pictures)} pictures do not fit {len(view.timestamps)} frames")
     for size in SIZES:  # as large as a clip's share of the page allows
-        images = [_jpeg(picture, *size) for picture in pictures]
+        images = [jpeg_uri(picture, *size) for picture in pictures]
         if sum(map(len, images)) <= PICTURE_CHARACTERS:
             break
     height, width = pictures[0].shape[:2] if pictures else (3, 4)
@@ -178,7 +178,7 @@ def _beam(beam: Hypothesis) -> dict[str, Any]:
     return {"words": beam.words, "score": float(beam.score), **numbers}
 
 
-def _jpeg(image: np.ndarray, side: int, quality: int) -> str:
+def jpeg_uri(image: np.ndarray, side: int, quality: int) -> str:
     """An RGB picture as the data: address of a JPEG, shrunk until neither side is longer than `side` pixels."""
     picture, data = Image.fromarray(image), io.BytesIO()
     picture.thumbnail((side, side))

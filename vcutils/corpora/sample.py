@@ -46,11 +46,6 @@ class Photo:
     focus: tuple[float, float, float]
     credit: str
 
-    @property
-    def noun(self) -> str:
-        """The phrase without its article."""
-        return self.phrase.split(" ", 1)[1]
-
 
 @dataclass(frozen=True)
 class Motion:

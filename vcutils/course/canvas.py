@@ -1,6 +1,5 @@
 """A canvas for pictures made by code: boxes, lines, texts and images on a white card, as SVG."""
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import ImageFont
 
-from vcutils.runtime.capture import cv2
+from vcutils.attention.page import jpeg_uri
 from vcutils.runtime.files import write_text
 
 INK, QUIET, LINE, CARD = "#1d1c1a", "#66625b", "#cfc9bd", "#ffffff"
@@ -116,9 +115,8 @@ class Canvas:
             points = [*points[:-1], (x1 - 7 * dx, y1 - 7 * dy)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         look = f'fill="none" stroke="{colour}" stroke-width="{weight:g}" stroke-linejoin="round"'
-        self.parts.append(
-            f'<polyline points="{path}" {look}{" stroke-dasharray=" + chr(34) + "6 4" + chr(34) if dash else ""}/>'
-        )
+        look += ' stroke-dasharray="6 4"' if dash else ""
+        self.parts.append(f'<polyline points="{path}" {look}/>')
 
     def curve(
         self, start: Point, end: Point, colour: str, weight: float, dash: bool = False, level: bool = False
@@ -132,12 +130,8 @@ class Canvas:
 
     def image(self, x: float, y: float, width: float, height: float, pixels: np.ndarray) -> None:
         """An RGB picture as large as fits into the place, in its middle."""
-        scale = min(1.0, 240 / max(pixels.shape[:2]))
-        small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
         place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-        address = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
-        self.parts.append(f'<image {place} href="{address}"/>')
+        self.parts.append(f'<image {place} href="{jpeg_uri(pixels, side=240, quality=85)}"/>')
 
     def picture(self, width: float, height: float, alt: str) -> Picture:
         """All parts on a white card with round corners."""

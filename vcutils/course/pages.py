@@ -1,5 +1,6 @@
 """A widget that also carries a page: alive in a notebook, and readable where no kernel runs."""
 
+from html import escape
 from typing import Any
 
 from IPython.display import display
@@ -20,7 +21,7 @@ def with_page(widget: Any, html: str, height: int = 720) -> None:
 
 def frame(html: str, height: int) -> str:
     """A page inside a page: an iframe that holds the whole document `html` and has no rights beyond its own scripts."""
-    page = html.replace("&", "&amp;").replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;")
+    page = escape(html, quote=False).replace("'", "&#39;")  # in single quotes: JSON is full of double ones
     style = f"width:100%;height:{height}px;border:1px solid rgba(128,128,128,.4);border-radius:8px"
     opening = f"<iframe sandbox='allow-scripts' title='interactive page' style='{style}' srcdoc='{page}'>"
     return f"<p style='font-size:85%;opacity:.75'>{NOTE}</p>{opening}</iframe>"
