@@ -302,14 +302,18 @@ def test_folder_that_cannot_be_held_is_named(tmp_path):
 
 
 def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
-    sizes = {"sample": (84, 420), "medium": (420, 8400), "large": (3151, 63020)}
+    sizes = {"sample": (235, 1175), "medium": (420, 8400), "large": (3151, 63020)}
     chosen = {}
     for name, size in sizes.items():
         settings = config.suited(Config(), *size)
         train = settings.train
-        chosen[name] = (train.epochs, train.batch_size, train.lr, train.val_beam_size, settings.model.dropout)
-    large = (20, 32, 2e-3, 1, 0.3)
-    assert chosen == {"sample": (20, 4, 7e-4, 5, 0.5), "medium": (30, 8, 2e-3, 1, 0.3), "large": large}
+        chosen[name] = (train.epochs, train.batch_size, train.lr, train.frame_dropout, train.val_beam_size)
+        chosen[name] += (settings.model.dropout,)
+    assert chosen == {
+        "sample": (20, 7, 1.2e-3, 0.0, 5, 0.5),
+        "medium": (30, 8, 2e-3, 0.25, 1, 0.3),
+        "large": (20, 32, 2e-3, 0.25, 1, 0.3),
+    }
     given = Config(model=ModelConfig(dropout=0.0), train=dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0))
     assert config.suited(given, 84, 420) == given, "a real 0 is a 0"
 

@@ -1,23 +1,24 @@
 """The embedded sample corpus: video clips rendered from the free photographs inside the scikit-image wheel.
 
-A clip shows one to three photographs, each under one camera motion, joined by hard cuts. Its captions are made from the
-same plan as its frames, so `events.json` can say exactly in which seconds each noun, motion or order word is true.
-Training, validation and test share all nouns, motions and sentence forms, but never a pair of nouns in one clip nor a
-noun with the same motion: a model that memorises clips fails on the test split, one that sees does not.
+A clip shows one to three photographs, each under one visible change, joined by hard cuts. Its captions are made from
+the same plan as its frames, so `events.json` can say exactly in which seconds each thing, change or order word is true.
+Training, validation and test share all things, changes and sentence forms, but never a pair of things in one clip nor
+a thing with the same change: a model that memorises clips fails on the test split, one that sees does not.
 
-Every motion changes what is visible in a way that single frames show (how large, how tilted, how far aside, how
-bright), because a pooled image feature knows little of left and right.
+The changes are those that the default features can tell apart (`tests/benchmarks/sample_corpus.py` measures it).
 """
 
 import importlib.util
 import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from vcutils.runtime.machine import is_quiet
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8
-RECIPE = 1  # raise it when the same seed renders other files, so that old corpora are built again
+RECIPE = 2  # raise it when the same seed renders other files, so that old corpora are built again
 HEADER = "# vcutils sample corpus"  # first line of captions.txt: by it build() knows a folder as its own
 
 
@@ -40,31 +41,28 @@ class Photo:
     """One photograph and the words for it; `focus` is the (x, y, size) of the crop, as fractions."""
 
     file: str
-    phrase: str
-    synonym: str  # used by one sentence form only, so that a model can know when it is due
-    words: tuple[str, ...]  # the tokens of both phrases that name what is seen
+    names: tuple[str, ...]  # the usual one first
+    words: tuple[str, ...]  # the tokens of its names that name what is seen
     focus: tuple[float, float, float]
     credit: str
 
 
 @dataclass(frozen=True)
-class Motion:
-    """One camera motion in its four sentence forms, and the tokens in them that mean the motion."""
+class Change:
+    """One visible change in two wordings, the usual one first, and the tokens in them that mean the change."""
 
     name: str
-    camera: str  # the camera ... a cat
-    verb: str  # a cat ...
-    gerund: str  # we see a cat ...
-    relative: str  # a cat that ...
+    does: tuple[str, str]  # a cat ...
+    doing: tuple[str, str]  # we see a cat ...
     words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One photograph under one motion for a number of frames."""
+    """One photograph under one change for a number of frames."""
 
     photo: Photo
-    motion: Motion
+    change: Change
     frames: int
 
 
@@ -86,24 +84,28 @@ class Clip:
         return self.id + self.suffix
 
 
-def _read_table(cls: Any, name: str) -> tuple[Any, ...]:
-    """The objects of one table in photos_and_motions.json; lists become tuples, so that the objects can be hashed."""
-    text = files("vcutils.corpora").joinpath("photos_and_motions.json").read_text(encoding="utf-8")
-    rows = json.loads(text)[name]
-    return tuple(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
+def _read_table(name: str) -> list[Any]:
+    """One table of photos_and_changes.json; lists in it become tuples, so that the objects can be hashed."""
+    text = files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8")
+    return [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} if isinstance(row, dict) else row
+        for row in json.loads(text)[name]
+    ]
 
 
-PHOTOS: tuple[Photo, ...] = _read_table(Photo, "photos")
-MOTIONS: tuple[Motion, ...] = _read_table(Motion, "motions")
+PHOTOS = tuple(Photo(**row) for row in _read_table("photos"))
+CHANGES = tuple(Change(**row) for row in _read_table("changes"))
+FORMS: list[list[str]] = _read_table("forms")  # sentence forms, each for one, two and three scenes
 
+CAPTIONS = 5  # per clip
+FAVOURED = 6  # how much likelier the two forms of the first scene's change are
+SYNONYM = 0.2  # share of things and of changes that are not in their usual words
 # Order words by the number of scenes: those that are true in the first, second, ... scene.
-ORDER_WORDS = {
-    1: ((),),
-    2: (("first", "starts"), ("then", "ends")),
-    3: (("first", "starts"), ("then", "continues"), ("finally", "ends")),
-}
-SCENE_SECONDS = {1: (4.2, 5.5), 2: (2.1, 3.8), 3: (1.8, 2.6)}
-SCENES_PER_CLIP = (2, 2, 3, 2, 1, 2, 2, 3, 2, 2)  # mostly two, a few one, some three
+ORDER_WORDS = {1: ((),), 2: (("first",), ("then", "after")), 3: (("first",), ("then", "after"), ("finally",))}
+SCENES_PER_CLIP = (2, 2, 3, 3, 1, 2, 3, 2, 3, 2)  # two or three, a few one
+SCENE_FRAMES = {1: (6, 8), 2: (4, 6), 3: (4, 5)}  # from … to, at LOW_RATES: clips have 6 to 15 frames
+LOW_RATES = (4, 5, 6)  # frames per second of most clips; every one is then sampled from the short ones
+HIGH_RATES = (12, 15, 24, 25)  # of one clip in eight
 
 
 def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> Path:
@@ -158,9 +160,10 @@ def plan(clips: int, seed: int) -> list[Clip]:
     planned = []
     for number, index in enumerate(rng.permutation(len(drawn)), start=1):  # shuffled: an id tells nothing of the split
         split, pairs = drawn[index]
-        fps = int(rng.choice([12, 15, 20, 24, 25], p=[0.2, 0.3, 0.25, 0.15, 0.1]))
-        seconds = rng.uniform(*SCENE_SECONDS[len(pairs)], size=len(pairs))
-        scenes = tuple(Scene(p, m, round(s * fps)) for (p, m), s in zip(pairs, seconds, strict=True))
+        low, fewest, most = int(rng.choice(LOW_RATES)), *SCENE_FRAMES[len(pairs)]
+        fps = int(rng.choice(HIGH_RATES)) if rng.random() < 1 / 8 else low
+        lengths = [round(int(frames) * fps / low) for frames in rng.integers(fewest, most + 1, size=len(pairs))]
+        scenes = tuple(Scene(p, c, frames) for (p, c), frames in zip(pairs, lengths, strict=True))
         suffix, codec = ".mp4", "mp4v"
         if number % 10 == 5:  # some files of other kinds, as in any real corpus
             suffix, codec = ".avi", "XVID" if number % 20 == 5 else "MJPG"
@@ -169,77 +172,97 @@ def plan(clips: int, seed: int) -> list[Clip]:
 
 
 def captions(clip: Clip) -> list[str]:
-    """Describe `clip` in five sentence forms; four name the motions, and all name the noun of every scene."""
-    scenes = clip.scenes
-    phrases = [scene.photo.phrase for scene in scenes]
-    first, summary = "", f"shows only {phrases[0]}"
-    if len(scenes) > 1:
-        middle = f" continues with {phrases[1]}" if len(scenes) == 3 else ""
-        first, summary = "first ", f"starts with {phrases[0]}{middle} and ends with {phrases[-1]}"
-    return [
-        "the camera " + _in_order([f"{s.motion.camera} {s.photo.phrase}" for s in scenes]),
-        first + _in_order([f"{s.photo.phrase} {s.motion.verb}" for s in scenes]),
-        "we see " + _in_order([f"{s.photo.synonym} {s.motion.gerund}" for s in scenes]),
-        "a video " + _in_order([f"of {s.photo.phrase} that {s.motion.relative}" for s in scenes]),
-        "the clip " + summary,
-    ]
+    """Describe `clip` in five of the sentence forms; every one names all its things, all but one its changes."""
+    rng = np.random.default_rng((clip.seed, 1))
+    weights = np.ones(len(FORMS))
+    favoured = 2 * CHANGES.index(clip.scenes[0].change)  # as people's, the form has to do with what is seen
+    weights[favoured : favoured + 2] = FAVOURED
+    drawn = rng.choice(len(FORMS), CAPTIONS, replace=False, p=weights / weights.sum())
+    sentences = [FORMS[form][len(clip.scenes) - 1] for form in drawn]
+    return [sentence.format(*(_phrases(scene, rng) for scene in clip.scenes)) for sentence in sentences]
+
+
+def _phrases(scene: Scene, rng: np.random.Generator) -> SimpleNamespace:
+    """A scene in the words that one person would choose, as the parts of a sentence."""
+    thing = scene.photo.names[int(rng.random() < SYNONYM) % len(scene.photo.names)]
+    wording = int(rng.random() < SYNONYM)
+    does, doing = scene.change.does[wording], scene.change.doing[wording]
+    return SimpleNamespace(thing=thing, does=f"{thing} {does}", that=f"{thing} that {does}", doing=f"{thing} {doing}")
+
+
+@cache
+def _form_patterns() -> list[re.Pattern[str]]:
+    def either(phrases: Any) -> str:
+        return "(?:" + "|".join(re.escape(p) for p in phrases) + ")"
+
+    thing = either(name for photo in PHOTOS for name in photo.names)
+    does = either(phrase for change in CHANGES for phrase in change.does)
+    doing = either(phrase for change in CHANGES for phrase in change.doing)
+    parts = SimpleNamespace(thing=thing, does=f"{thing} {does}", that=f"{thing} that {does}", doing=f"{thing} {doing}")
+    return [re.compile("|".join(f.format(*(parts,) * 3) for f in form)) for form in FORMS]
+
+
+def form_of(caption: str) -> int | None:
+    """Which of the sentence forms a caption follows, as its number in `FORMS`; None where it follows none."""
+    return next((number for number, form in enumerate(_form_patterns()) if form.fullmatch(caption)), None)
 
 
 def events(clip: Clip) -> dict[str, Any]:
     """When each word of the captions is true: {"duration": s, "events": [{"kind", "words", "start", "end"}, …]}.
 
-    Times are in seconds, [start, end), with frame i at i / fps. Only words that the captions of this clip contain.
+    Kinds are thing, change and order. Times are in seconds, [start, end), with frame i at i / fps.
     """
-    vocabulary = set(" ".join(captions(clip)).split())
     rows, frame = [], 0
     for scene, order in zip(clip.scenes, ORDER_WORDS[len(clip.scenes)], strict=True):
-        start, frame = frame / clip.fps, frame + scene.frames
-        for kind, words in (("scene", scene.photo.words), ("motion", scene.motion.words), ("order", order)):
-            if used := [word for word in words if word in vocabulary]:
-                rows.append({"kind": kind, "words": used, "start": start, "end": frame / clip.fps})
-    return {"duration": frame / clip.fps, "events": rows}
+        start, frame = _seconds(frame, clip), frame + scene.frames
+        for kind, words in (("thing", scene.photo.words), ("change", scene.change.words), ("order", order)):
+            if words:
+                rows.append({"kind": kind, "words": list(words), "start": start, "end": _seconds(frame, clip)})
+    return {"duration": _seconds(frame, clip), "events": rows}
 
 
-def _in_order(parts: list[str]) -> str:
-    return "{} then {} and finally {}".format(*parts) if len(parts) == 3 else " and then ".join(parts)
+def _seconds(frame: int, clip: Clip) -> float:
+    """Time of a frame, rounded as in the features' manifest: else a scene's first frame could lie before its start."""
+    return round(frame / clip.fps, 4)
 
 
-def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[tuple[Photo, Motion]]]] | None:
-    """Draw (split, [(photo, motion), …]) for every clip, or None when no free pair was left."""
+def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[tuple[Photo, Change]]]] | None:
+    """Draw (split, [(photo, change), …]) for every clip, or None when no free pair was left."""
     test, val = max(2, round(clips / 6)), max(2, round(clips / 10))
     sizes = {"test": test, "val": val, "train": clips - test - val}  # train last: it may use whatever is left
-    # Few clips show few nouns, so that each of them is in the training split several times.
-    nouns = rng.permutation(len(PHOTOS))[: int(np.clip(1.8 * sizes["train"] / 3, 5, len(PHOTOS)))].tolist()
-    motions = range(len(MOTIONS))
-    # (noun, motion) → the split that alone may show it, where that is not the training split
-    reserved = {(noun, i % len(motions)): "test" for i, noun in enumerate(nouns)}
-    reserved |= {(noun, (i + 2) % len(motions)): "val" for i, noun in enumerate(nouns)}
-    owner: dict[tuple[int, int], str] = {}  # pair of nouns → the split that shows it
+    # Few clips show few things, so that each of them is in the training split several times.
+    things = rng.permutation(len(PHOTOS))[: int(np.clip(1.8 * sizes["train"] / 3, 5, len(PHOTOS)))].tolist()
+    changes = range(len(CHANGES))
+    # (thing, change) → the split that alone may show it, where that is not the training split
+    reserved = {(thing, i % len(changes)): "test" for i, thing in enumerate(things)}
+    reserved |= {(thing, (i + 2) % len(changes)): "val" for i, thing in enumerate(things) if i % 2 == 0 or len(things) < 8}
+    owner: dict[tuple[int, int], str] = {}  # pair of things → the split that shows it
     drawn = []
     for split, size in sizes.items():
-        uses: Counter[Any] = Counter()  # of each noun, each motion and each (noun, motion) in this split
+        shown = [t for t in things if split == "train" or any(reserved.get((t, c)) == split for c in changes)]
+        uses: Counter[Any] = Counter()  # of each thing, each change and each (thing, change) in this split
         for i in range(size):
-            rarest_first = sorted(nouns, key=lambda noun: uses["noun", noun] + 1.5 * rng.random())
+            rarest_first = sorted(shown, key=lambda thing: uses["thing", thing] + 1.5 * rng.random())
             groups = itertools.combinations(rarest_first, SCENES_PER_CLIP[i % len(SCENES_PER_CLIP)])
             group = next((g for g in groups if all(owner.get(pair, split) == split for pair in _pairs(g))), None)
             if group is None:
                 return None
             owner |= dict.fromkeys(_pairs(group), split)
             scenes = []
-            for noun in rng.permutation(group).tolist():
-                allowed = [m for m in motions if reserved.get((noun, m), "train") == split]
-                motion = min(allowed, key=lambda m: (uses[noun, m], uses["motion", m], rng.random()))
-                uses.update([("noun", noun), ("motion", motion), (noun, motion)])
-                scenes.append((PHOTOS[noun], MOTIONS[motion]))
+            for thing in rng.permutation(group).tolist():
+                allowed = [m for m in changes if reserved.get((thing, m), "train") == split]
+                change = min(allowed, key=lambda m: (uses[thing, m], uses["change", m], rng.random()))
+                uses.update([("thing", thing), ("change", change), (thing, change)])
+                scenes.append((PHOTOS[thing], CHANGES[change]))
             drawn.append((split, scenes))
-        everything = [("noun", noun) for noun in nouns] + [("motion", motion) for motion in motions]
+        everything = [("thing", thing) for thing in things] + [("change", change) for change in changes]
         if split == "train" and not all(uses[word] for word in everything):
             return None
     return drawn
 
 
-def _pairs(nouns: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(min(pair), max(pair)) for pair in itertools.combinations(nouns, 2)]
+def _pairs(things: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(min(pair), max(pair)) for pair in itertools.combinations(things, 2)]
 
 
 def _read_photo(file: str) -> np.ndarray:
@@ -251,21 +274,6 @@ def _read_photo(file: str) -> np.ndarray:
     return picture
 
 
-def _camera(motion: str, rng: np.random.Generator) -> Callable[[float], tuple[float, float, float, float]]:
-    """Return path(u) → (scale, degrees, x offset in widths, brightness) for u from 0 to 1; scale 1 fills the frame."""
-    side, tilt = float(rng.choice([-1, 1])), float(rng.uniform(-4, 4))
-    small, large, full = rng.uniform(0.42, 0.5), rng.uniform(1.8, 2.1), rng.uniform(1.05, 1.15)
-    turn, reach = side * rng.uniform(200, 300), side * rng.uniform(0.72, 0.82)
-    return {
-        "zoom in": lambda u: (small * (large / small) ** u, tilt, 0.0, 1.0),
-        "zoom out": lambda u: (large * (small / large) ** u, tilt, 0.0, 1.0),
-        "rotate": lambda u: (0.8 * full, tilt + turn * u, 0.0, 1.0),
-        "pan": lambda u: (full, 0.0, reach * (1 - 2 * u), 1.0),
-        "fade in": lambda u: (full, tilt / 4, 0.0, 0.03 + 0.97 * u**1.3),
-        "fade out": lambda u: (full, tilt / 4, 0.0, 0.03 + 0.97 * (1 - u) ** 1.3),
-    }[motion]
-
-
 def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Render one scene: a list of BGR frames, uint8 (HEIGHT, WIDTH, 3)."""
     rows, columns = picture.shape[:2]
@@ -274,25 +282,40 @@ def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> list
     crop_w, crop_h = (int(v * size * min(columns / WIDTH, rows / HEIGHT)) for v in (WIDTH, HEIGHT))
     left = int(np.clip(columns * (x + rng.uniform(-0.05, 0.05)) - crop_w / 2, 0, columns - crop_w))
     top = int(np.clip(rows * (y + rng.uniform(-0.05, 0.05)) - crop_h / 2, 0, rows - crop_h))
-    crop = picture[top : top + crop_h, left : left + crop_w]
     tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, size=3)
-    crop = np.clip(crop * tint, 0, 255).astype(np.uint8)
-    levels = {f: cv2.resize(crop, (f * WIDTH, f * HEIGHT), interpolation=cv2.INTER_AREA) for f in (1, 2)}
+    crop = np.clip(picture[top : top + crop_h, left : left + crop_w] * tint, 0, 255).astype(np.uint8)
+    still = _turned(cv2.resize(crop, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), rng.uniform(-3, 3), 1.1)
+    return [_changed(scene.change.name, still, float(u), rng) for u in np.linspace(0, 1, scene.frames)]
 
-    path = _camera(scene.motion.name, rng)
-    desk = rng.uniform(50, 75, size=3)  # the photograph lies on a plain grey desk, never as dark as a fade
-    sway, phase, amount = rng.uniform(0.4, 0.9), rng.uniform(0, 2 * np.pi, size=2), rng.uniform(1, 3)
-    frames = []
-    for u in np.linspace(0, 1, scene.frames):
-        scale, degrees, offset, brightness = path(float(u))
-        level = 2 if scale > 1 else 1  # the smaller copy is already smoothed, so that small pictures do not flicker
-        matrix = cv2.getRotationMatrix2D((level * WIDTH / 2, level * HEIGHT / 2), degrees, scale / level)
-        hand_x, hand_y = amount * np.sin(2 * np.pi * sway * 2 * u + phase)
-        matrix[0, 2] += WIDTH / 2 * (1 - level) + offset * WIDTH + hand_x
-        matrix[1, 2] += HEIGHT / 2 * (1 - level) + hand_y
-        frame = cv2.warpAffine(levels[level], matrix, (WIDTH, HEIGHT), borderValue=tuple(desk.tolist()))
-        frames.append(cv2.convertScaleAbs(frame, alpha=brightness))
-    return frames
+
+def _turned(picture: np.ndarray, degrees: float, scale: float) -> np.ndarray:
+    """The picture turned about its centre, on a grey desk that is never as dark as a fade."""
+    matrix = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), degrees, scale)
+    return cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), borderValue=(60, 60, 60))
+
+
+def _changed(change: str, picture: np.ndarray, u: float, rng: np.random.Generator) -> np.ndarray:
+    """The picture at progress `u` of a change, from 0 to 1."""
+    if change == "dark":
+        return cv2.convertScaleAbs(picture, alpha=0.03 + 0.97 * (1 - u) ** 1.3)
+    if change == "squares":
+        columns = round(WIDTH / 2 * 0.05 ** min(1, 1.2 * u))
+        coarse = cv2.resize(picture, (columns, max(1, columns * 3 // 4)), interpolation=cv2.INTER_AREA)
+        return picture if u == 0 else cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
+    frame = picture.copy()
+    if change == "snow":
+        flakes = (rng.random((HEIGHT // 4, WIDTH // 4)) < 0.8 * u).astype(np.uint8)
+        frame[cv2.resize(flakes, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) > 0] = 245
+    elif change == "stripes":
+        width = round(28 * 0.85 * u)
+        for start in range(0, WIDTH, 28):
+            frame[:, start : start + width] = (30, 200, 240)
+    elif change == "flood":
+        frame[HEIGHT - round(0.9 * HEIGHT * u) :] = (200, 110, 20)
+    else:  # curtains
+        width = round(0.46 * WIDTH * u)
+        frame[:, :width] = frame[:, WIDTH - width :] = (60, 30, 160)
+    return frame
 
 
 def _write_clip(clip: Clip, pictures: dict[str, np.ndarray], path: Path) -> None:
