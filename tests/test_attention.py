@@ -73,16 +73,17 @@ EVENTS = {
     "clip": {
         "duration": 4.0,
         "events": [
-            {"kind": "scene", "words": ["cat"], "start": 0.0, "end": 2.0},
-            {"kind": "scene", "words": ["dog"], "start": 2.0, "end": 4.0},
-            {"kind": "motion", "words": ["runs"], "start": 1.0, "end": 2.0},
+            {"kind": "thing", "words": ["cat"], "start": 0.0, "end": 2.0},
+            {"kind": "thing", "words": ["dog"], "start": 2.0, "end": 4.0},
+            {"kind": "change", "words": ["runs"], "start": 1.0, "end": 2.0},
             {"kind": "order", "words": ["runs"], "start": 3.0, "end": 3.2},
         ],
     },
     "single": {
         "duration": 4.0,
         "events": [
-            {"kind": "scene", "words": ["cat"], "start": 0.0, "end": 4.0},
+            {"kind": "thing", "words": ["cat"], "start": 0.0, "end": 4.0},
+            {"kind": "thing", "words": ["kitten"], "start": 0.0, "end": 4.0},  # another word for the same scene
             {"kind": "order", "words": ["first"], "start": 0.0, "end": 2.0},
         ],
     },
@@ -103,7 +104,7 @@ def test_pointing_game_by_hand():
         )
     }
     cat, dog = ground(hypotheses, {"clip": TIMES}, EVENTS)
-    assert (cat.word, cat.kind, cat.hit, cat.video_id) == ("cat", "scene", True, "clip")
+    assert (cat.word, cat.kind, cat.hit, cat.video_id) == ("cat", "thing", True, "clip")
     assert cat.mass == pytest.approx(0.5) and cat.chance == 0.5
     assert (dog.word, dog.hit, dog.chance) == ("dog", False, 0.5) and dog.mass == pytest.approx(0.4)
 
@@ -128,8 +129,8 @@ def test_clips_of_one_scene_are_left_out():
 def test_grounding_table_means_per_kind():
     hypotheses = {"clip": caption(("cat", [0.1, 0.4, 0.3, 0.2]), ("dog", [0.6, 0.0, 0.3, 0.1]), ("runs", [0, 1, 0, 0]))}
     rows = {row["kind"]: row for row in grounding_table(ground(hypotheses, {"clip": TIMES}, EVENTS))}
-    assert rows["scene"]["words"] == 2 and rows["scene"]["pointing"] == 0.5
-    assert rows["scene"]["mass"] == pytest.approx(0.45) and rows["scene"]["chance"] == 0.5
+    assert rows["thing"]["words"] == 2 and rows["thing"]["pointing"] == 0.5
+    assert rows["thing"]["mass"] == pytest.approx(0.45) and rows["thing"]["chance"] == 0.5
     assert sum(row["words"] for row in rows.values()) == 3
 
 
@@ -137,8 +138,8 @@ def test_events_of_the_embedded_corpus_ground_a_perfect_attention(tiny_corpus):
     """Attention on the true frames alone must score 1: the events' times are those of the frames."""
     events = read_events(tiny_corpus.root / "events.json")
     assert sorted(events) == sorted(tiny_corpus.clips)
-    video_id = next(i for i, e in events.items() if sum(x["kind"] == "scene" for x in e["events"]) >= 2)
-    scenes = [e for e in events[video_id]["events"] if e["kind"] == "scene"]
+    video_id = next(i for i, e in events.items() if sum(x["kind"] == "thing" for x in e["events"]) >= 2)
+    scenes = [e for e in events[video_id]["events"] if e["kind"] == "thing"]
     times = np.linspace(0, events[video_id]["duration"], 30, endpoint=False)
     rows = [((times >= e["start"]) & (times < e["end"])).astype(float) for e in scenes]
     hypothesis = caption(*((e["words"][0], row / row.sum()) for e, row in zip(scenes, rows, strict=True)))
@@ -196,7 +197,7 @@ def test_entropy_and_importance_are_drawn_as_they_are(count):
     assert len(axes.patches) == count + min(2, count) and len(axes.artists) == min(2, count)
 
 
-def test_importance_colours_the_frames_that_the_caption_rests_on():
+def test_importance_colours_the_frames_with_the_largest_mean_attention():
     axes = plot_importance(WEIGHTS, TIMES, top=3).axes[0]
     everything, strongest = axes.patches[:4], axes.patches[4:]
     assert [b.get_height() for b in everything] == pytest.approx([0.35 / 3, 0.95 / 3, 0.35 / 3, 1.35 / 3])

@@ -161,15 +161,15 @@ def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, to
         return {i: Hypothesis(["a", "cat"], -1.0, -1.0, np.full(2, -0.5), row, None) for i, row in rows.items()}
 
     monkeypatch.setattr(Run, "predict", blind)
-    intervals = [("scene", ["cat"], 0.0, 2.0), ("scene", ["there"], 2.0, 9.0), ("motion", ["now"], 2.0, 9.0)]
+    intervals = [("thing", ["cat"], 0.0, 2.0), ("thing", ["there"], 2.0, 9.0), ("change", ["now"], 2.0, 9.0)]
     known = [{"kind": k, "words": words, "start": start, "end": end} for k, words, start, end in intervals]
     events = {i: {"duration": 9.0, "events": known} for i in toy_data.captions}
     (toy_data.root / "events.json").write_text(json.dumps(events))
     rows = {row["check"]: row for row in trust.check(run) if row["check"].startswith("pointing")}
-    assert list(rows) == ["pointing, scene words", "pointing, motion words"]
-    assert "(4 words)" in rows["pointing, scene words"]["reads"], "one in each of the four clips"
-    assert "(4 words of human captions" in rows["pointing, motion words"]["reads"]
-    mass, chance = rows["pointing, scene words"]["result"].split("mass ")[1], rows["pointing, scene words"]["chance"]
+    assert list(rows) == ["pointing, thing words", "pointing, change words"]
+    assert "(4 words)" in rows["pointing, thing words"]["reads"], "one in each of the four clips"
+    assert "(4 words of human captions" in rows["pointing, change words"]["reads"]
+    mass, chance = rows["pointing, thing words"]["result"].split("mass ")[1], rows["pointing, thing words"]["chance"]
     assert float(mass) == pytest.approx(float(chance), abs=0.011), "blind attention is at chance"
 
 

@@ -90,7 +90,7 @@ def plot_importance(
     axes.bar(times, importance[strongest], width)
     axes.set(xlabel="time (s)" if timed else "frame, counted from 0", ylabel="mean attention")
     pictures = [thumbnails[frame] for frame in strongest] if thumbnails else None
-    _title_over_pictures(axes, "what the whole caption rests on", times, pictures)
+    _title_over_pictures(axes, "mean attention over the words of the caption", times, pictures)
     return figure
 
 

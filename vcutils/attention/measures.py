@@ -80,7 +80,7 @@ class Grounding(NamedTuple):
 
     video_id: str
     word: str
-    kind: str  # scene, motion or order
+    kind: str  # as in events.json: thing, change or order in the sample
     hit: bool  # the strongest frame lies inside a true interval
     mass: float  # attention inside
     chance: float  # share of the clip's frames inside: what blind attention would hit
@@ -91,12 +91,12 @@ def ground(
 ) -> list[Grounding]:
     """Pointing game (Zhang et al. 2018) in time: every word that `events` knows, against its intervals [start, end).
 
-    Clips of one scene are left out: there every frame is right. So are clips that `events` does not know.
+    Left out are clips of one scene (the first event's kind has one interval) and those that `events` does not know.
     """
     groundings = []
     for video_id, hypothesis in hypotheses.items():
         known = events[video_id]["events"] if video_id in events else []
-        if sum(event["kind"] == "scene" for event in known) < 2:
+        if len({(event["start"], event["end"]) for event in known if event["kind"] == known[0]["kind"]}) < 2:
             continue
         times = np.asarray(timestamps[video_id])
         for word, row in zip(hypothesis.words, hypothesis.attention, strict=True):
