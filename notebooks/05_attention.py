@@ -9,173 +9,443 @@
 # %% [markdown]
 # # 5 · What did the model look at?
 #
-# **Goal** See, word by word, which frames the model read from, and measure how far that picture can be trusted.
+# **Goal** See, word by word, which frames got the attention, and measure what this picture shows and what it does not.
 #
 # | reads | writes | CPU, sample corpus | GPU, full MSVD |
 # |---|---|---|---|
-# | `runs/default/best/`, the clips | `runs/default/attention/` | seconds | seconds |
+# | `runs/default/best/`, the clips, `events.json` | `runs/default/attention/` | under a minute | a few minutes (not measured) |
 #
 # **You will**
-# - step through a caption while the frames light up, and hide frames to see what the model says without them;
-# - compute one row of attention by hand from the trained weights and find it in the model's output;
+# - step through a caption, see the attention of each word, and hide frames to see what the model says without them;
+# - compute by hand one row of attention, the cost of hiding a word's frames, and whether a word points at the right frames;
 # - put the attention to tests that it could fail.
+#
+# Shape letters: L words of a caption · T frames of a clip · D feature size · C size of an encoded frame · H size of the
+# decoder's state · A size of the attention's hidden layer.
 
 # %%
 # %matplotlib inline
 import json
+import math
+from collections import defaultdict
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Markdown, display
 
 from vcutils.attention import checks, figures, measures
 from vcutils.attention.explorer import explore
+from vcutils.attention.page import page_html
 from vcutils.config import Config
 from vcutils.corpora import open_run
+from vcutils.course.pages import with_page
 from vcutils.dataset import pad_frames
+from vcutils.decode import generate
 from vcutils.runtime.files import write_text
+from vcutils.vocab import START
 
 config = Config.from_env()
 run = open_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
 test = run.data.splits["test"]
+predictions = run.predict(test, config.decode)  # a caption for every test clip, with its attention
 out = run.folder / "attention"
+print(f"{len(test)} test clips, captions by beam search with beam {config.decode.beam_size}")
 
 # %% [markdown]
-# ## Which frames made it say that?
+# ## Choose a clip without flattering the model
 #
-# We take the test clip in which the attention wanders furthest from word to word, and let the model describe it; set
-# `video_id` to any other. Each word comes with its own row of weights over the frames.
+# - For every word that it says, the model computes one *row* of weights: one weight per frame, all weights of a row sum
+#   to 1 (notebook 3).
+# - A picture of the best clip would promise too much. So we rank the test clips by one number, how much of the attention
+#   moves to other frames from one word to the next, and take the clip in the middle: the median.
+
 
 # %%
-predictions = run.predict(test, config.decode)
-video_id = max(test, key=lambda i: float(np.abs(np.diff(predictions[i].attention, axis=0)).sum()))
+def movement(attention: np.ndarray) -> float:
+    """Mean share of the attention that moves to other frames between two words, for rows (L, T)."""
+    if len(attention) < 2:
+        return 0.0
+    return float(np.abs(np.diff(attention, axis=0)).sum(axis=1).mean() / 2)
+
+
+ranked = sorted(test, key=lambda i: movement(predictions[i].attention))
+video_id = ranked[len(ranked) // 2]
+for rank in sorted({0, len(ranked) // 2, len(ranked) - 1}):
+    share = movement(predictions[ranked[rank]].attention)
+    print(f"rank {rank + 1:>3} of {len(ranked)}: {ranked[rank]}, {share:.0%} moves", "  <- this one" * (ranked[rank] == video_id))
+
+# %%
 hypothesis, times = predictions[video_id], run.timestamps(video_id)
-timed = "timestamps" in run.manifest.get(video_id, {})
+timed = "timestamps" in run.manifest.get(video_id, {})  # False where a corpus brings features without times
 pictures = run.thumbnails(video_id) or [figures.number_tile(i + 1) for i in range(len(times))]
-print(video_id, "model:", hypothesis.caption)
-print(" " * len(video_id), "human:", run.data.captions[video_id][0])
-print("weights:", hypothesis.attention.shape, "(words, frames), each row sums to", hypothesis.attention.sum(axis=1).round(3)[0])
+L, T = hypothesis.attention.shape
+print("model:", hypothesis.caption)
+for caption in run.data.captions[video_id][:5]:
+    print("human:", caption)
+print(f"weights: {L} words x {T} frames, the rows sum to", hypothesis.attention.sum(axis=1).round(3))
 
 # %% [markdown]
-# - **Look**: click a word, press play or drag the slider. The brighter a frame, the larger its
-#   attention weight for this word. Click its picture to enlarge it.
-# - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without
-#   them. What it can no longer say, it had from there.
-# - **Choose**: another clip, a clip of your own, or one of the other captions that the beam search weighed.
+# ## Step through the caption
+#
+# **Predict** Read the model's caption. Which of its words will share a strongest frame, and where does the strongest frame
+# change? Write it down before you click.
+#
+# - **Look**: click a word, press play or drag the slider. The brighter a frame, the larger its attention weight for
+#   this word. Click its picture to enlarge it.
+# - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without them.
+# - **Choose**: another clip, a clip of your own, or another caption that the beam search found.
+#
+# Looking works everywhere. Hiding frames and choosing a clip need the model, so they need a running notebook.
 
 # %%
 explorer = explore(run, video_id)
-explorer
+with_page(explorer, page_html([explorer.original]), height=900)
 
 # %% [markdown]
-# The explorer needs a running notebook. Where scripts do not run, here is the same caption on paper, for its two rarest
-# words: in a caption, the rare words carry the content.
+# Here is the same on paper for the rarest word of the caption and the most frequent one. Rare words tell more about a clip.
 
 # %%
 count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
-rarest = sorted(sorted(range(len(hypothesis.words)), key=lambda i: count[hypothesis.words[i]])[:2])
-for place in rarest:
-    display(figures.plot_filmstrip(hypothesis.words[place], hypothesis.attention[place], times, pictures, timed=timed))
+by_count = sorted(range(L), key=lambda t: count[hypothesis.words[t]])  # positions in the caption
+for t in (by_count[0], by_count[-1]):
+    display(figures.plot_filmstrip(hypothesis.words[t], hypothesis.attention[t], times, pictures, timed=timed))
 
 # %% [markdown]
-# And what hiding does: how many of its frames, strongest first, must go before the last of these words goes?
+# Take the rarest word. We hide frames until the model no longer says it: once those with the largest weights for this word
+# first, once those with the smallest first.
 
 # %%
-word, row, hidden = hypothesis.words[rarest[-1]], hypothesis.attention[rarest[-1]], 0
-for hidden in range(1, len(row)):
-    explorer.hide_frames(np.argsort(-row)[:hidden])
-    if word not in explorer.shown.beams[0].words:
-        break
-print(f"all {len(row)} frames:   ", hypothesis.caption)
-print(f"{hidden} of them hidden:", explorer.shown.beams[0].caption)
-explorer.hide_frames(())
+place = by_count[0]
+word, row = hypothesis.words[place], hypothesis.attention[place]  # row: (T,)
+for order, frames in (("largest weight first", np.argsort(-row)), ("smallest weight first", np.argsort(row))):
+    hidden = 0
+    while hidden < T - 1 and word in explorer.shown.beams[0].words:
+        hidden += 1
+        explorer.hide_frames(frames[:hidden])
+    gone = word not in explorer.shown.beams[0].words
+    print(f"{order}: {word!r} is {'gone' if gone else 'still there'} with {hidden} of {T} frames hidden")
+    print("   ", explorer.shown.beams[0].caption)
+    explorer.hide_frames(())
 
 # %% [markdown]
+# If the word goes sooner when its largest weights go first, these frames matter more for it than the others. One word of
+# one clip proves nothing; further down the same is measured on the whole test split.
+#
 # ## A row of weights by hand
 #
-# Before the first word the decoder's state is made from the mean of the encoded frames. From there it is the formula of
-# notebook 3, with the trained weights:
+# - The decoder has a state h (H numbers). Before the first word it is made from the mean of the encoded frames.
+# - Attention gives each encoded frame m_t a score, and softmax makes weights of the scores (notebook 3):
+#
+# $$\text{score}_t = v^\top \tanh(W_h\, h + W_m\, m_t + b) \qquad \text{weight}_t = \frac{\exp(\text{score}_t)}{\sum_s \exp(\text{score}_s)}$$
+#
+# For the first word of our clip:
 
 # %%
-features, frame_mask = pad_frames([run.data.store[video_id]])
+features, frame_mask = pad_frames([run.data.store[video_id]])  # (1, T, D) and (1, T)
 decoder, scorer = run.model.decoder, run.model.decoder.attention
+W_m, b, W_h, v = scorer.keys.weight, scorer.keys.bias, scorer.query.weight, scorer.score.weight[0]
 with torch.no_grad():
-    m = run.model.encoder(features, frame_mask)[0]  # (T, C) encoded frames
-    h = torch.tanh(decoder.init_h(m.mean(dim=0)))  # (H,) state before the first word
-    hidden = torch.tanh(m @ scorer.keys.weight.T + scorer.keys.bias + scorer.query.weight @ h)  # (T, A)
-    by_hand = (hidden @ scorer.score.weight[0]).softmax(dim=0).numpy()
-print(f"first word {hypothesis.words[0]!r}, strongest frame {by_hand.argmax()} with {by_hand.max():.1%}")
-assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
+    m = run.model.encode(features, frame_mask).values[0]  # (T, C)
+    h = torch.tanh(decoder.init_h(m.mean(dim=0)))  # (H,)
+    score = torch.tanh(m @ W_m.T + b + W_h @ h) @ v  # (T, C) -> (T, A) -> (T,)
+    by_hand = (score.exp() / score.exp().sum()).numpy()
+print("by hand:", by_hand.round(3))
+print("vcutils:", hypothesis.attention[0].round(3))
+print(f"first word {hypothesis.words[0]!r}: the largest weight is {by_hand.max():.1%}, an even share would be {1 / T:.1%}")
+if run.model.config.attention == "additive" and run.model.config.max_frames is None:
+    assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
 
 # %% [markdown]
-# The same row, to five decimals: what we look at is what the model really used, not a reconstruction.
+# The two rows agree: the pictures show the weights that the model computed with, not a reconstruction.
 #
 # ## All words at once
 #
-# - Each line is a word, each column a frame; bright means that the word leans on that frame.
-# - Follow the circles from top to bottom: they mark the strongest frame of each word.
+# - Each line is a word, each column a frame, and brightness is the weight.
+# - The circles mark the largest weight of each word. Compare them with your first prediction.
 
 # %%
 figures.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
 
+# %% [markdown]
+# How spread out is a row?
+#
+# - Its *entropy* is −Σ weight · ln(weight). With the natural logarithm ln, the unit is called the *nat*.
+# - It is 0 when one frame has all the weight, and ln T, its maximum, when all T frames weigh the same.
+# - *Spread* is the entropy divided by ln T. It lies between 0 and 1, so clips of different length can be compared.
+
 # %%
+entropy = sum(-weight * math.log(weight) for weight in row.tolist() if weight > 0)
+spread = entropy / math.log(max(2, T))  # a clip of one frame has spread 0
+print(f"{word!r}: entropy {entropy:.2f} nats, maximum ln {T} = {math.log(T):.2f} nats, spread {spread:.2f}")
+assert np.isclose(spread, measures.entropy(row), atol=1e-5)
+
 table = ["| word | strongest frame | at | weight | spread |", "|---|---|---|---|---|"]
 for view in measures.word_views(hypothesis, times):
     at = f"{view.seconds:.2f} s" if timed else "–"
-    table.append(f"| {view.word} | {view.frame} | {at} | {view.weight:.0%} | {view.entropy:.2f} |")
+    table.append(f"| {view.word} | {view.frame + 1} of {T} | {at} | {view.weight:.0%} | {view.entropy:.2f} |")
 display(Markdown("\n".join(table)))
 
 # %% [markdown]
-# *Spread* is the entropy of the row as a share of its maximum: 0 means that all weight lies on one frame, 1 that all
-# frames weigh the same. Function words such as *a* or *and* can be said without looking; content words cannot.
+# ## Do function words need to look?
+#
+# - *a*, *and*, *the* name nothing that can be seen. One might expect that their rows are the most spread.
+#
+# **Predict** Which words of the test captions have the largest spread, and which the smallest? Where do *a* and *an* stand?
 
 # %%
-figures.plot_entropy(hypothesis.words, hypothesis.attention)
+spreads = defaultdict(list)
+for i in test:
+    for said, value in zip(predictions[i].words, measures.entropy(predictions[i].attention), strict=True):
+        spreads[said].append(float(value))
+least = min(3, max(map(len, spreads.values())))
+by_spread = sorted((w for w in spreads if len(spreads[w]) >= least), key=lambda w: -np.mean(spreads[w]))
+shown = dict.fromkeys(by_spread[:4] + by_spread[-4:] + [w for w in ("a", "an", "and", "the") if w in by_spread])
+for said in sorted(shown, key=by_spread.index):
+    print(f"rank {by_spread.index(said) + 1:>3} of {len(by_spread)}: {said:<12} spread {np.mean(spreads[said]):.2f} ({len(spreads[said])} times)")
 
 # %% [markdown]
-# Averaged over all words: which frames did the caption rest on?
+# The ranks answer the prediction. A small spread is no proof of use, and a large one no proof of the contrary.
+#
+# The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise. So the model cannot
+# choose the article without an idea of the word after it. Does it look at the frames of that word already? We correlate
+# rows of the same caption over the test split: 1 means the same frames, 0 means unrelated.
+
+# %%
+groups = ("a/an and the word after it", "a/an and the word before it", "a/an and the words further away", "another word and the word after it")
+correlations = {group: [] for group in groups}
+for i in test:
+    words, attention = predictions[i].words, predictions[i].attention
+    if attention.shape[1] < 3 or attention.std(axis=1).min() < 1e-6:
+        continue  # no correlation without contrast
+    correlation = np.corrcoef(attention)  # (L, L), of each row with each other row
+    for t, s in np.ndindex(correlation.shape):
+        article = words[t] in ("a", "an")
+        if article and s != t:
+            correlations[groups[{1: 0, -1: 1}.get(s - t, 2)]].append(correlation[t, s])
+        elif s == t + 1:
+            correlations[groups[3]].append(correlation[t, s])
+for group, values in correlations.items():
+    print(f"{group:<36}", f"{np.mean(values):+.2f} ({len(values)} pairs)" if values else "no such pair in these captions")
+
+# %% [markdown]
+# READ-ARTICLES
+#
+# ## Does the word need its frames?
+#
+# - Attention says where information *could* be read. *Deletion* asks whether it was needed: take frames away and see how
+#   much less probable the word becomes.
+# - The words must stay the same, or there is nothing to compare. So the caption is fed to the decoder word by word,
+#   whatever it would say itself: *teacher forcing*, as in training. We read off the probability of each given word.
+# - We count in nats again: ln of the probability. A word that loses 1 nat is e ≈ 2.7 times less probable.
+# - Hidden frames are taken out before the encoder. Otherwise the BiLSTM would carry a part of them to their neighbours.
+
+
+# %%
+@torch.no_grad()
+def word_log_probs(words: list[str], features: np.ndarray) -> np.ndarray:
+    """ln of each word's probability (L,), given the words before it and the features (T, D): teacher forcing."""
+    memory = run.model.encode(*pad_frames([features]))
+    state, previous, log_probs = decoder.start(memory, 1), START, []
+    for target in (run.vocabulary.index[word] for word in words):
+        state, logits, _ = decoder.step(torch.tensor([[previous]]), state, memory)
+        log_probs.append(logits[0, 0].log_softmax(dim=-1)[target].item())
+        previous = target  # the given word is read next
+    return np.array(log_probs)
+
+
+features = run.data.store[video_id]  # (T, D)
+full = word_log_probs(hypothesis.words, features)
+assert np.allclose(full, hypothesis.word_log_probs, atol=1e-3), "the caption was found with these probabilities"
+print("  ".join(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)), "(nats)")
+
+# %% [markdown]
+# Now hide the strongest quarter of the frames of one word, and beside it as many frames at random. (We draw five times for
+# every word, as `checks.deletion` does, so that the numbers can be compared. A draw may hit strong frames too.)
+#
+# **Predict** How many times less probable does the word become without its strongest quarter? And without random frames?
+
+# %%
+if T > 1:
+    n = max(1, round(0.25 * T))
+    strongest = np.argsort(-row, kind="stable")[:n]
+    generator = np.random.default_rng(0)
+    draws = [[generator.choice(T, n, replace=False) for _ in range(5)] for _ in hypothesis.words][place]
+
+    def cost(frames: np.ndarray) -> float:
+        """Nats that the word loses when these frames are hidden."""
+        return float(full[place] - word_log_probs(hypothesis.words, np.delete(features, frames, axis=0))[place])
+
+    attended, random = cost(strongest), float(np.mean([cost(frames) for frames in draws]))
+    for name, nats in ((f"its {n} strongest frames", attended), (f"{n} random frames (mean of 5 draws)", random)):
+        print(f"{word!r} without {name}: costs {nats:+.3f} nats, {math.exp(nats):.2f} times less probable")
+    drop = checks.deletion(run, {video_id: hypothesis})[place]
+    assert np.allclose([attended, random], [drop.attended, drop.random], atol=1e-3)
+else:
+    print("A clip of one frame: nothing can be hidden.")
+
+# %% [markdown]
+# READ-DELETION
+#
+# ## Does the caption rest on the brightest frames?
+#
+# - Average the rows over all words of the caption: which frames got most of the attention?
 
 # %%
 figures.plot_importance(hypothesis.attention, times, pictures, timed=timed)
 
 # %% [markdown]
+# It is tempting to read this as "the caption rests on these frames". That can be tested: hide the fewest frames that carry
+# half of the mean attention, and compare with as many random frames.
+#
+# **Predict** Half of the attention is gone. In how many of the test clips does the caption change?
+
+
+# %%
+def half(attention: np.ndarray) -> np.ndarray:
+    """The fewest frames that carry half of the mean attention of rows (L, T); never all frames."""
+    mean = attention.mean(axis=0)  # (T,)
+    order = np.argsort(-mean, kind="stable")
+    return order[: min(np.searchsorted(mean[order].cumsum(), 0.5) + 1, len(order) - 1)]
+
+
+generator, costs, unchanged, shares = np.random.default_rng(0), [], [], []
+for i in [i for i in test if len(run.data.store[i]) > 1][:100]:
+    features, caption, hide = run.data.store[i], predictions[i], half(predictions[i].attention)
+    hidden = [hide, *(generator.choice(len(features), len(hide), replace=False) for _ in range(5))]
+    versions = [features, *(np.delete(features, frames, axis=0) for frames in hidden)]
+    log_probs, _ = checks.teacher_forced(run.model, run.vocabulary, versions, caption.words)  # (7, L)
+    written = generate(run.model, run.vocabulary, *pad_frames(versions[1:]), config.decode)
+    costs.append(log_probs[0].sum() - log_probs[1:].sum(axis=1))  # (6,) nats of the whole caption
+    unchanged.append([beams[0].words == caption.words for beams in written])
+    shares.append(len(hide) / len(features))
+
+# %%
+if costs:
+    costs, unchanged = np.array(costs), np.array(unchanged)  # (clips, 6): first the attended frames, then 5 random draws
+    print(f"{len(costs)} clips; half of the attention lies on {np.mean(shares):.0%} of the frames")
+    for name, part in (("those frames", slice(0, 1)), ("as many random ones", slice(1, 6))):
+        print(f"hide {name:<20}: the caption loses {costs[:, part].mean():.2f} nats, and stays the same in {unchanged[:, part].mean():.0%}")
+    gap, low, high = checks.mean_with_interval((costs[:, 0] - costs[:, 1:].mean(axis=1)).tolist(), list(range(len(costs))))
+    print(f"difference in nats: {gap:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
+else:
+    print("Every test clip has one frame: nothing can be hidden.")
+
+# %% [markdown]
+# READ-HALF
+#
+# ## Does the word point at the right frames?
+#
+# - Some corpora know when each thing is to be seen: `events.json` holds words with their interval [start, end) in seconds.
+# - *Pointing* (Zhang et al. 2018, here in time): does the strongest frame of a word lie inside the word's interval?
+# - *Chance* is the share of the clip's frames inside: what attention that looks anywhere would hit.
+# - Clips with one scene do not count: there every frame is right.
+
+# %%
+path = run.data.root / "events.json"
+events = measures.read_events(path) if path.is_file() and run.manifest else {}
+
+
+def pointing(i: str) -> list:
+    """What `measures.ground` finds for the model's caption of one clip."""
+    return measures.ground({i: predictions[i]}, {i: run.timestamps(i)}, events)
+
+
+pointed = next((i for i in (video_id, *test) if pointing(i)), None)
+if pointed is None:
+    print("Not available: no events.json, no times of the frames, or no word of a caption with a known time.")
+else:
+    by_hand, seconds = [], np.array(run.timestamps(pointed))
+    for said, weights in zip(predictions[pointed].words, predictions[pointed].attention, strict=True):
+        true = [event for event in events[pointed]["events"] if said in event["words"]]
+        inside = np.any([(event["start"] <= seconds) & (seconds < event["end"]) for event in true], axis=0)  # (T,)
+        if true and not inside.all():
+            hit, chance, at = bool(inside[weights.argmax()]), float(inside.mean()), seconds[weights.argmax()]
+            by_hand.append((said, hit, chance))
+            print(f"{said:<12} strongest frame at {at:.2f} s, {'inside' if hit else 'outside'}; chance {chance:.0%}")
+    assert by_hand == [(g.word, g.hit, g.chance) for g in pointing(pointed)]
+
+# %% [markdown]
+# The same as a picture: the blue bars are the true intervals, the dots the frames with their weights, the ring the
+# strongest frame.
+
+# %%
+if pointed is not None:
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(by_hand) + 1.2), layout="constrained")
+    rows = [t for t, said in enumerate(predictions[pointed].words) if said in {said for said, *_ in by_hand}]
+    for y, t in enumerate(rows):
+        weights, said = predictions[pointed].attention[t], predictions[pointed].words[t]
+        true = [e for e in events[pointed]["events"] if said in e["words"]]
+        axes.broken_barh([(e["start"], e["end"] - e["start"]) for e in true], (y - 0.4, 0.8), color="lightblue")
+        axes.scatter(seconds, [y] * len(seconds), s=300 * weights, color="tab:blue")
+        axes.plot(seconds[weights.argmax()], y, "o", mfc="none", mec="tab:orange", ms=14, mew=2)
+    axes.set_yticks(range(len(rows)), [predictions[pointed].words[t] for t in rows])
+    axes.set(xlabel="time (s)", title=f"{pointed}: attention and the intervals in which the words are true")
+    axes.invert_yaxis()
+    plt.show()
+
+# %% [markdown]
+# Pointing shows whether the attention is where a person would look. It does not show that the word needed these frames:
+# that is what deletion asks.
+#
 # ## Can it be believed?
 #
 # A bright picture proves little: Jain & Wallace (2019) built models whose attention could be changed without changing
-# what they said. Wiegreffe & Pinter (2019) answered that this makes attention something to be tested, not something to be
-# thrown away. So we test ours on the whole test split, with checks that it could fail.
+# what they said. Wiegreffe & Pinter (2019) answered that attention is then something to test, not something to throw
+# away. So here are checks on the whole test split that our attention could fail. Beside deletion and pointing they are:
+#
+# - **uniform attention** and **frames shuffled**: the same trained weights, but all frames weigh the same, or come in
+#   another order. What do the captions lose? The score is CIDEr, from notebook 4: how much of the wording of the
+#   references a caption has, where rare words count more.
+# - **seed agreement**: the correlation between the rows of two trainings with different random starts, for the same words.
+#
+# **Predict** Which costs more CIDEr here, uniform attention or shuffled frames?
 
 # %%
 table = ["| check | result | chance or reference | how to read it |", "|---|---|---|---|"]
-for row in checks.check(run, "test", config.decode):
-    table.append(f"| {row['check']} | {row['result']} | {row['chance'] or '–'} | {row['reads']} |")
+for check in checks.check(run, "test", config.decode):
+    table.append(f"| {check['check']} | {check['result']} | {check['chance'] or '–'} | {check['reads']} |")
 display(Markdown("\n".join(table)))
 
 # %% [markdown]
-# What each of them can show, and what it cannot:
+# Pointing counts only words that are true of the clip. A model that names little rightly could still point well, so read
+# it together with the share that is named rightly:
+
+# %%
+known = {i: events[i] for i in test if i in events}
+if known:
+    try:
+        from vcutils.scores.naming import naming
+        right = naming({i: predictions[i].caption for i in known}, known)
+        print(", ".join(f"{kind} {share:.0%}" for kind, share in right.items()))
+    except ImportError:
+        print("no naming")
+else:
+    print("Not available: this corpus has no events.json.")
+
+# %% [markdown]
+# What each check can show, and what it cannot:
 #
-# - **Sums**: the weights are shares of real frames. A matter of bookkeeping; without it nothing else counts.
-# - **Pointing** (Zhang et al. 2018, here in time): where a corpus knows when each thing is to be seen, does the strongest
-#   frame lie inside? *Chance* is what blind attention would hit. Only clips with several scenes count, and only words that
-#   are true of the clip; which words are true is what notebook 4 measures. Pointing shows that the attention is where a
-#   person would look. It does not show that the model needed it.
-# - **Deletion**: hide a word's strongest quarter of the frames, and see how much less likely the word becomes than when as
-#   many others are hidden (positive = the strongest matter more; brackets: 95 % interval, whole clips resampled). This
-#   is the check of *cause*. Its limit: frames resemble their neighbours, so what one loses the next may still tell.
-# - **Uniform** and **shuffled**: what the captions lose when this model may not choose its frames, or gets them in
-#   another order. Where they lose little, the attention does little, however nice the pictures.
-# - **Seed agreement**: the correlation of two trainings' attention for the same words. Attention that changes with
-#   the seed tells about the seed. (It needs a second run: `python -m vcutils train … --seeds 2`.)
-# - **Entropy**: focus alone is no merit; a model can stare at the wrong frame.
+# - **Sums**: every row sums to 1 over the frames that exist. Without it, no weight is a share of anything.
+# - **Pointing** shows that the attention is where a person would look. It does not show that the model needed it.
+# - **Deletion** is the check of *cause*: positive means that a word's strongest frames matter more to it than others.
+#   (Brackets: 95 % interval, whole clips resampled.) Its limit: frames resemble their neighbours, so what is hidden in
+#   one frame may be visible in the next.
+# - **Uniform attention** and **frames shuffled** show what the captions lose without the choice of frames or without
+#   their order. Where they lose little, the attention does little, whatever the pictures look like.
+# - **Seed agreement**: if two seeds attend differently, attention reflects the random start, not the clip. (It needs a
+#   second run: `python -m vcutils train CORPUS --seeds 2`.)
+# - **Entropy** is the mean spread. Little spread is no merit: a model can stare at the wrong frame.
 #
-# And what none of them can undo: an encoder that runs over time mixes neighbouring frames, so a weight on frame 7 is a
-# weight on what the encoder knows at frame 7. The decoder's memory and the habits of the language take part in every
-# word. Attention is evidence of where information was read, not proof of why a word was said.
+# And none of them can remove two limits. The encoder runs over time and mixes neighbouring frames: a weight on a frame is
+# a weight on what the encoder knows there, which comes from other frames too. And the decoder's state and the habits of
+# the language take part in every word. Attention is evidence of where information was available, not proof of why a word
+# was said.
 #
 # ## Keep it
 #
-# - `explorer.html` is the explorer without its hiding, as one file that needs no notebook and no network: open it, or send
-#   it to someone.
+# - `explorer.html` is the explorer without its hiding, as one file that needs no notebook and no network. It holds the
+#   clip above and the first three of the test split.
 # - The figures come as PNG for slides, as SVG and PDF for print.
 
 # %%
@@ -190,12 +460,17 @@ print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.jo
 # ## Recap
 #
 # - One row of weights per word, computed before the word is said; `<end>` has a row of its own, kept apart.
-# - The strongest frame has a time, so a person can open the clip there and look; hiding it asks whether it mattered.
-# - Attention is measured against the truth, against chance, against deletion and against another training.
+# - A large weight says where the decoder read. Pointing asks whether that is the right place, deletion whether it mattered.
+# - Attention is measured against the truth, against chance, against random frames and against another training.
 #
 # ## Exercises
 #
-# 1. Find a wrong word. Where did the model look when it said it? Hide that frame: does the word go away?
-# 2. Train with `encoder="none"`. Does the attention get sharper? Does the caption get better?
-# 3. `checks.deletion` hides a quarter of the frames. Try an eighth and a half (`share`): when does the difference to random
-#    frames grow, when does it vanish, and why must it vanish in the end?
+# 1. Set `video_id = ranked[-1]`, the clip where the attention moves most, and run all cells again. Which pictures look more
+#    convincing? Do the numbers for the whole test split change?
+# 2. Find a wrong word. Where did the model look when it said it? Hide these frames: does the word go away?
+# 3. `checks.deletion(run, predictions, share=0.25)` hides a quarter of the frames. Try an eighth and a half: when does the
+#    difference between `attended` and `random` grow, when does it vanish, and why must it vanish in the end?
+# 4. Turn the question around: keep only `half(...)` of a clip's frames and hide the others. Are these frames *enough* for
+#    the caption? Compare with as many random frames.
+# 5. Train without the BiLSTM, as a run of its own: `python -m vcutils train CORPUS --run no-encoder --encoder none`.
+#    Then open it with `open_run(run.folder.with_name("no-encoder"))`. Is its spread smaller? Are its captions better?

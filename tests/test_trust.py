@@ -161,6 +161,8 @@ def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, to
         return {i: Hypothesis(["a", "cat"], -1.0, -1.0, np.full(2, -0.5), row, None) for i, row in rows.items()}
 
     monkeypatch.setattr(Run, "predict", blind)
+    times = {i: {"timestamps": [float(t) for t in range(len(toy_data.store[i]))]} for i in toy_data.captions}
+    monkeypatch.setattr(Run, "manifest", times)
     intervals = [("thing", ["cat"], 0.0, 2.0), ("thing", ["there"], 2.0, 9.0), ("change", ["now"], 2.0, 9.0)]
     known = [{"kind": k, "words": words, "start": start, "end": end} for k, words, start, end in intervals]
     events = {i: {"duration": 9.0, "events": known} for i in toy_data.captions}
@@ -171,6 +173,9 @@ def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, to
     assert "(4 words of human captions" in rows["pointing, change words"]["reads"]
     mass, chance = rows["pointing, thing words"]["result"].split("mass ")[1], rows["pointing, thing words"]["chance"]
     assert float(mass) == pytest.approx(float(chance), abs=0.011), "blind attention is at chance"
+    monkeypatch.setattr(Run, "manifest", {})
+    row = next(row for row in trust.check(run) if row["check"] == "pointing")
+    assert row["result"] == "–" and "no times of its frames" in row["reads"], "frame numbers are no seconds"
 
 
 def test_weights_that_do_not_sum_to_one_are_refused(toy_run, monkeypatch):

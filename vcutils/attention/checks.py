@@ -48,8 +48,8 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
 def _pointing(run: Run, hypotheses: Hypotheses) -> list[Row]:
     """Words that the model generated; for kinds of words that it never said, those of human captions."""
     path = run.data.root / "events.json"
-    if not path.is_file():
-        return [("pointing", "–", "", "this corpus has no events.json: nobody wrote down when things are seen")]
+    if not path.is_file() or not run.manifest:
+        return [("pointing", "–", "", "not available: this corpus has no events.json, or no times of its frames")]
     times, events = {i: run.timestamps(i) for i in hypotheses}, read_events(path)
     groundings = ground(hypotheses, times, events)
     generated = {g.kind for g in groundings}
