@@ -69,11 +69,12 @@ def movement(attention: np.ndarray) -> float:
     return float(np.abs(np.diff(attention, axis=0)).sum(axis=1).mean() / 2)
 
 
-ranked = sorted(test, key=lambda i: movement(predictions[i].attention))
+moved = {i: movement(predictions[i].attention) for i in test}
+ranked = sorted(test, key=lambda i: moved[i])
 video_id = ranked[len(ranked) // 2]
 for rank in sorted({0, len(ranked) // 2, len(ranked) - 1}):
-    share = movement(predictions[ranked[rank]].attention)
-    print(f"rank {rank + 1:>3} of {len(ranked)}: {ranked[rank]}, {share:.0%} moves", "  <- this one" * (ranked[rank] == video_id))
+    mark = "<- this one" if ranked[rank] == video_id else ""
+    print(f"rank {rank + 1:>3} of {len(ranked)}: {ranked[rank]}, {moved[ranked[rank]]:.0%} moves {mark}")
 
 # %%
 hypothesis, times = predictions[video_id], run.timestamps(video_id)
@@ -83,7 +84,7 @@ L, T = hypothesis.attention.shape
 print("model:", hypothesis.caption)
 for caption in run.data.captions[video_id][:5]:
     print("human:", caption)
-print(f"weights: {L} words x {T} frames, the rows sum to", hypothesis.attention.sum(axis=1).round(3))
+print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.sum(axis=1).round(3))
 
 # %% [markdown]
 # ## Step through the caption
@@ -134,8 +135,8 @@ for order, frames in (("largest weight first", np.argsort(-row)), ("smallest wei
 #
 # ## A row of weights by hand
 #
-# - The decoder has a state h (H numbers). Before the first word it is made from the mean of the encoded frames.
-# - Attention gives each encoded frame m_t a score, and softmax makes weights of the scores (notebook 3):
+# - The decoder has a state $h$ of H numbers. Before the first word it is made from the mean of the encoded frames.
+# - Attention gives each encoded frame $m_t$ a score, and softmax makes weights of the scores (notebook 3):
 #
 # $$\text{score}_t = v^\top \tanh(W_h\, h + W_m\, m_t + b) \qquad \text{weight}_t = \frac{\exp(\text{score}_t)}{\sum_s \exp(\text{score}_s)}$$
 #
@@ -152,7 +153,7 @@ with torch.no_grad():
     by_hand = (score.exp() / score.exp().sum()).numpy()
 print("by hand:", by_hand.round(3))
 print("vcutils:", hypothesis.attention[0].round(3))
-print(f"first word {hypothesis.words[0]!r}: the largest weight is {by_hand.max():.1%}, an even share would be {1 / T:.1%}")
+print(f"{hypothesis.words[0]!r}: largest weight {by_hand.max():.1%}, an even share is {1 / T:.1%}")
 if run.model.config.attention == "additive" and run.model.config.max_frames is None:
     assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
 
@@ -165,7 +166,10 @@ if run.model.config.attention == "additive" and run.model.config.max_frames is N
 # - The circles mark the largest weight of each word. Compare them with your first prediction.
 
 # %%
-figures.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
+heatmap = figures.plot_heatmap(
+    hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed
+)
+heatmap
 
 # %% [markdown]
 # How spread out is a row?
@@ -202,18 +206,26 @@ least = min(3, max(map(len, spreads.values())))
 by_spread = sorted((w for w in spreads if len(spreads[w]) >= least), key=lambda w: -np.mean(spreads[w]))
 shown = dict.fromkeys(by_spread[:4] + by_spread[-4:] + [w for w in ("a", "an", "and", "the") if w in by_spread])
 for said in sorted(shown, key=by_spread.index):
-    print(f"rank {by_spread.index(said) + 1:>3} of {len(by_spread)}: {said:<12} spread {np.mean(spreads[said]):.2f} ({len(spreads[said])} times)")
+    rank, values = by_spread.index(said) + 1, spreads[said]
+    print(f"rank {rank:>3} of {len(by_spread)}: {said:<12} spread {np.mean(values):.2f} ({len(values)} times)")
 
 # %% [markdown]
-# The ranks answer the prediction. A small spread is no proof of use, and a large one no proof of the contrary.
+# The ranks answer the prediction. On the sample, words about the clip as a whole spread most and the names of things least;
+# *a* and *an* stand between them. A small spread does not prove that a word used its frames.
 #
-# The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise. So the model cannot
-# choose the article without an idea of the word after it. Does it look at the frames of that word already? We correlate
-# rows of the same caption over the test split: 1 means the same frames, 0 means unrelated.
+# The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise: the article depends on a
+# word that has not been said yet. Does the model look at the frames of that word already? We correlate rows of the same
+# caption over the test split: 1 means the same frames, 0 unrelated, −1 the opposite. Neighbouring words tend to look at the
+# same frames anyway, so the last line says how alike the rows of other neighbours are.
 
 # %%
-groups = ("a/an and the word after it", "a/an and the word before it", "a/an and the words further away", "another word and the word after it")
-correlations = {group: [] for group in groups}
+after, before, far, others = (
+    "a/an and the word after it",
+    "a/an and the word before it",
+    "a/an and the words further away",
+    "other words and the word after them",
+)
+correlations = {group: [] for group in (after, before, far, others)}
 for i in test:
     words, attention = predictions[i].words, predictions[i].attention
     if attention.shape[1] < 3 or attention.std(axis=1).min() < 1e-6:
@@ -222,14 +234,23 @@ for i in test:
     for t, s in np.ndindex(correlation.shape):
         article = words[t] in ("a", "an")
         if article and s != t:
-            correlations[groups[{1: 0, -1: 1}.get(s - t, 2)]].append(correlation[t, s])
+            correlations[{1: after, -1: before}.get(s - t, far)].append(correlation[t, s])
         elif s == t + 1:
-            correlations[groups[3]].append(correlation[t, s])
+            correlations[others].append(correlation[t, s])
 for group, values in correlations.items():
-    print(f"{group:<36}", f"{np.mean(values):+.2f} ({len(values)} pairs)" if values else "no such pair in these captions")
+    mean = f"{np.mean(values):+.2f}" if values else "–"
+    print(f"{group:<36} {mean} ({len(values)} pairs)")
+for said in ("a", "an"):
+    log_probs = [p for i in test for w, p in zip(predictions[i].words, predictions[i].word_log_probs, strict=True) if w == said]
+    share = count.get(said, 0) / max(1, count.get("a", 0) + count.get("an", 0))
+    mean = f"{np.exp(log_probs).mean():.0%}" if log_probs else "–"
+    print(f"{said!r} is said {len(log_probs)} times, mean probability {mean}; {share:.0%} of the articles in training")
 
 # %% [markdown]
-# READ-ARTICLES
+# On the sample the first line is the largest. Before it says *a* or *an*, the model looks at the frames of the word that
+# comes next, more than at those of the word before. And where it says *an*, it gives it far more than its share of the
+# training articles: it knows something of the next word already. So a function word may need to look, because its form
+# depends on a word with content.
 #
 # ## Does the word need its frames?
 #
@@ -237,7 +258,8 @@ for group, values in correlations.items():
 #   much less probable the word becomes.
 # - The words must stay the same, or there is nothing to compare. So the caption is fed to the decoder word by word,
 #   whatever it would say itself: *teacher forcing*, as in training. We read off the probability of each given word.
-# - We count in nats again: ln of the probability. A word that loses 1 nat is e ≈ 2.7 times less probable.
+# - We count in nats again: a *log-probability* is the ln of a probability. A word that loses x nats has its probability
+#   multiplied by exp(−x).
 # - Hidden frames are taken out before the encoder. Otherwise the BiLSTM would carry a part of them to their neighbours.
 
 
@@ -257,7 +279,7 @@ def word_log_probs(words: list[str], features: np.ndarray) -> np.ndarray:
 features = run.data.store[video_id]  # (T, D)
 full = word_log_probs(hypothesis.words, features)
 assert np.allclose(full, hypothesis.word_log_probs, atol=1e-3), "the caption was found with these probabilities"
-print("  ".join(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)), "(nats)")
+print(*(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)), "nats", sep="  ")
 
 # %% [markdown]
 # Now hide the strongest quarter of the frames of one word, and beside it as many frames at random. (We draw five times for
@@ -274,18 +296,21 @@ if T > 1:
 
     def cost(frames: np.ndarray) -> float:
         """Nats that the word loses when these frames are hidden."""
-        return float(full[place] - word_log_probs(hypothesis.words, np.delete(features, frames, axis=0))[place])
+        without = word_log_probs(hypothesis.words, np.delete(features, frames, axis=0))
+        return float(full[place] - without[place])
 
     attended, random = cost(strongest), float(np.mean([cost(frames) for frames in draws]))
-    for name, nats in ((f"its {n} strongest frames", attended), (f"{n} random frames (mean of 5 draws)", random)):
-        print(f"{word!r} without {name}: costs {nats:+.3f} nats, {math.exp(nats):.2f} times less probable")
+    for name, nats in (("its strongest frames", attended), ("random frames, mean of 5 draws", random)):
+        print(f"{word!r}, {n} of {T} frames hidden, {name}: costs {nats:+.3f} nats, probability x {math.exp(-nats):.2f}")
     drop = checks.deletion(run, {video_id: hypothesis})[place]
     assert np.allclose([attended, random], [drop.attended, drop.random], atol=1e-3)
 else:
     print("A clip of one frame: nothing can be hidden.")
 
 # %% [markdown]
-# READ-DELETION
+# A cost below 0 means that the word became *more* probable. Only the difference between the two lines speaks for the
+# attention: a word can lose its strongest frames at no cost when the frames beside them show the same thing. One word of one
+# clip decides nothing. The table further down has the mean over all words of the test split.
 #
 # ## Does the caption rest on the brightest frames?
 #
@@ -312,8 +337,8 @@ def half(attention: np.ndarray) -> np.ndarray:
 generator, costs, unchanged, shares = np.random.default_rng(0), [], [], []
 for i in [i for i in test if len(run.data.store[i]) > 1][:100]:
     features, caption, hide = run.data.store[i], predictions[i], half(predictions[i].attention)
-    hidden = [hide, *(generator.choice(len(features), len(hide), replace=False) for _ in range(5))]
-    versions = [features, *(np.delete(features, frames, axis=0) for frames in hidden)]
+    hidden = [hide] + [generator.choice(len(features), len(hide), replace=False) for _ in range(5)]
+    versions = [features] + [np.delete(features, frames, axis=0) for frames in hidden]
     log_probs, _ = checks.teacher_forced(run.model, run.vocabulary, versions, caption.words)  # (7, L)
     written = generate(run.model, run.vocabulary, *pad_frames(versions[1:]), config.decode)
     costs.append(log_probs[0].sum() - log_probs[1:].sum(axis=1))  # (6,) nats of the whole caption
@@ -322,17 +347,21 @@ for i in [i for i in test if len(run.data.store[i]) > 1][:100]:
 
 # %%
 if costs:
-    costs, unchanged = np.array(costs), np.array(unchanged)  # (clips, 6): first the attended frames, then 5 random draws
+    costs, unchanged = np.array(costs), np.array(unchanged)  # (clips, 6): attended frames, then 5 draws
     print(f"{len(costs)} clips; half of the attention lies on {np.mean(shares):.0%} of the frames")
-    for name, part in (("those frames", slice(0, 1)), ("as many random ones", slice(1, 6))):
-        print(f"hide {name:<20}: the caption loses {costs[:, part].mean():.2f} nats, and stays the same in {unchanged[:, part].mean():.0%}")
-    gap, low, high = checks.mean_with_interval((costs[:, 0] - costs[:, 1:].mean(axis=1)).tolist(), list(range(len(costs))))
-    print(f"difference in nats: {gap:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
+    for name, part in (("these frames", slice(0, 1)), ("as many random ones", slice(1, 6))):
+        nats, same = costs[:, part].mean(), unchanged[:, part].mean()
+        print(f"hide {name:<20} the caption loses {nats:.2f} nats; it stays the same in {same:.0%} of the clips")
+    gaps = costs[:, 0] - costs[:, 1:].mean(axis=1)  # (clips,)
+    gap, low, high = checks.mean_with_interval(gaps.tolist(), [str(n) for n in range(len(gaps))])
+    print(f"difference {gap:+.2f} nats, 95 % interval [{low:+.2f}, {high:+.2f}]")
 else:
     print("Every test clip has one frame: nothing can be hidden.")
 
 # %% [markdown]
-# READ-HALF
+# On the sample these frames matter more than random ones: the interval of the difference lies above 0. But most captions stay
+# the same without them, so they do not *rest* on them. Frames resemble their neighbours, and what is left is enough. The bars
+# show where the model read, not what it needed.
 #
 # ## Does the word point at the right frames?
 #
@@ -358,11 +387,12 @@ else:
     by_hand, seconds = [], np.array(run.timestamps(pointed))
     for said, weights in zip(predictions[pointed].words, predictions[pointed].attention, strict=True):
         true = [event for event in events[pointed]["events"] if said in event["words"]]
-        inside = np.any([(event["start"] <= seconds) & (seconds < event["end"]) for event in true], axis=0)  # (T,)
+        inside = np.any([(e["start"] <= seconds) & (seconds < e["end"]) for e in true], axis=0)  # (T,)
         if true and not inside.all():
-            hit, chance, at = bool(inside[weights.argmax()]), float(inside.mean()), seconds[weights.argmax()]
-            by_hand.append((said, hit, chance))
-            print(f"{said:<12} strongest frame at {at:.2f} s, {'inside' if hit else 'outside'}; chance {chance:.0%}")
+            strongest = weights.argmax()
+            by_hand.append((said, bool(inside[strongest]), float(inside.mean())))
+            where = "inside" if inside[strongest] else "outside"
+            print(f"{said:<12} strongest at {seconds[strongest]:.2f} s: {where}, chance {inside.mean():.0%}")
     assert by_hand == [(g.word, g.hit, g.chance) for g in pointing(pointed)]
 
 # %% [markdown]
@@ -376,7 +406,8 @@ if pointed is not None:
     for y, t in enumerate(rows):
         weights, said = predictions[pointed].attention[t], predictions[pointed].words[t]
         true = [e for e in events[pointed]["events"] if said in e["words"]]
-        axes.broken_barh([(e["start"], e["end"] - e["start"]) for e in true], (y - 0.4, 0.8), color="lightblue")
+        bars = [(e["start"], e["end"] - e["start"]) for e in true]
+        axes.broken_barh(bars, (y - 0.4, 0.8), color="lightblue")
         axes.scatter(seconds, [y] * len(seconds), s=300 * weights, color="tab:blue")
         axes.plot(seconds[weights.argmax()], y, "o", mfc="none", mec="tab:orange", ms=14, mew=2)
     axes.set_yticks(range(len(rows)), [predictions[pointed].words[t] for t in rows])
@@ -451,8 +482,7 @@ else:
 # %%
 for i in test:
     write_text(out / f"{i}.json", json.dumps(measures.attention_dict(predictions[i], run.timestamps(i))))
-figure = figures.plot_heatmap(hypothesis.words, hypothesis.attention, times, pictures, title=hypothesis.caption, timed=timed)
-files = figures.save_figure(figure, out / video_id)
+files = figures.save_figure(heatmap, out / video_id)
 page = explorer.save(out / "explorer.html", test[:3])
 print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*files, page))}")
 
