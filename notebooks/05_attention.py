@@ -27,7 +27,7 @@
 # %matplotlib inline
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +43,7 @@ from vcutils.course.pages import with_page
 from vcutils.dataset import pad_frames
 from vcutils.decode import generate
 from vcutils.runtime.files import write_text
-from vcutils.vocab import START
+from vcutils.vocab import START, tokenize
 
 config = Config.from_env()
 run = open_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
@@ -56,7 +56,7 @@ print(f"{len(test)} test clips, captions by beam search with beam {config.decode
 # ## Choose a clip without flattering the model
 #
 # - For every word that it says, the model computes one *row* of weights: one weight per frame, all weights of a row sum
-#   to 1 (notebook 3).
+#   to 1 (notebook 3). The frame with the largest weight is the word's *strongest frame*.
 # - A picture of the best clip would promise too much. So we rank the test clips by one number, how much of the attention
 #   moves to other frames from one word to the next, and take the clip in the middle: the median.
 
@@ -104,22 +104,26 @@ explorer = explore(run, video_id)
 with_page(explorer, page_html([explorer.original]), height=900)
 
 # %% [markdown]
-# Here is the same on paper for the rarest word of the caption and the most frequent one. Rare words tell more about a clip.
+# Here is the same on paper for two words: the one that is used of the fewest training clips, and the one that is used of the
+# most. A word that is used of few clips tells more about a clip; it is the *most telling* word below.
 
 # %%
-count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
-by_count = sorted(range(L), key=lambda t: count[hypothesis.words[t]])  # positions in the caption
-for t in (by_count[0], by_count[-1]):
-    display(figures.plot_filmstrip(hypothesis.words[t], hypothesis.attention[t], times, pictures, timed=timed))
+clips = Counter(w for i in run.data.splits["train"] for w in set(tokenize(" ".join(run.data.captions[i]))))
+telling = sorted(range(L), key=lambda t: clips[hypothesis.words[t]])  # positions in the caption
+for t in (telling[0], telling[-1]):
+    print(f"{hypothesis.words[t]!r}: used of {clips[hypothesis.words[t]]} of {len(run.data.splits['train'])} clips")
+    weights = hypothesis.attention[t]  # (T,)
+    display(figures.plot_filmstrip(hypothesis.words[t], weights, times, pictures, timed=timed))
 
 # %% [markdown]
-# Take the rarest word. We hide frames until the model no longer says it: once those with the largest weights for this word
-# first, once those with the smallest first.
+# Take the most telling word. We hide frames until the model no longer says it: once those with the largest weights for this
+# word first, once those with the smallest first.
 
 # %%
-place = by_count[0]
-word, row = hypothesis.words[place], hypothesis.attention[place]  # row: (T,)
-for order, frames in (("largest weight first", np.argsort(-row)), ("smallest weight first", np.argsort(row))):
+position = telling[0]
+word, row = hypothesis.words[position], hypothesis.attention[position]  # row: (T,)
+orders = {"largest weight first": np.argsort(-row), "smallest weight first": np.argsort(row)}
+for order, frames in orders.items():
     hidden = 0
     while hidden < T - 1 and word in explorer.shown.beams[0].words:
         hidden += 1
@@ -204,14 +208,15 @@ for i in test:
         spreads[said].append(float(value))
 least = min(3, max(map(len, spreads.values())))
 by_spread = sorted((w for w in spreads if len(spreads[w]) >= least), key=lambda w: -np.mean(spreads[w]))
-shown = dict.fromkeys(by_spread[:4] + by_spread[-4:] + [w for w in ("a", "an", "and", "the") if w in by_spread])
+function_words = [w for w in ("a", "an", "and", "the") if w in by_spread]
+shown = dict.fromkeys(by_spread[:4] + by_spread[-4:] + function_words)
 for said in sorted(shown, key=by_spread.index):
     rank, values = by_spread.index(said) + 1, spreads[said]
-    print(f"rank {rank:>3} of {len(by_spread)}: {said:<12} spread {np.mean(values):.2f} ({len(values)} times)")
+    print(f"rank {rank:>3} of {len(by_spread)}: {said:<14} {np.mean(values):.2f} ({len(values)} times)")
 
 # %% [markdown]
-# The ranks answer the prediction. On the sample, words about the clip as a whole spread most and the names of things least;
-# *a* and *an* stand between them. A small spread does not prove that a word used its frames.
+# The ranks answer the prediction. A small spread does not prove that a word used its frames, and a large one does not prove
+# that it did not.
 #
 # The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise: the article depends on a
 # word that has not been said yet. Does the model look at the frames of that word already? We correlate rows of the same
@@ -240,24 +245,31 @@ for i in test:
 for group, values in correlations.items():
     mean = f"{np.mean(values):+.2f}" if values else "–"
     print(f"{group:<36} {mean} ({len(values)} pairs)")
+means = {group: np.mean(values) for group, values in correlations.items() if values}
+print("most alike:", max(means, key=means.get) if means else "–")
+
+count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
 for said in ("a", "an"):
-    log_probs = [p for i in test for w, p in zip(predictions[i].words, predictions[i].word_log_probs, strict=True) if w == said]
+    pairs = [pair for h in predictions.values() for pair in zip(h.words, h.word_log_probs, strict=True)]
+    log_probs = [log_prob for w, log_prob in pairs if w == said]
     share = count.get(said, 0) / max(1, count.get("a", 0) + count.get("an", 0))
     mean = f"{np.exp(log_probs).mean():.0%}" if log_probs else "–"
-    print(f"{said!r} is said {len(log_probs)} times, mean probability {mean}; {share:.0%} of the articles in training")
+    print(f"{said!r} is said {len(log_probs)} times, probability {mean} (its share in training: {share:.0%})")
 
 # %% [markdown]
-# On the sample the first line is the largest. Before it says *a* or *an*, the model looks at the frames of the word that
-# comes next, more than at those of the word before. And where it says *an*, it gives it far more than its share of the
-# training articles: it knows something of the next word already. So a function word may need to look, because its form
-# depends on a word with content.
+# - If the first line is the largest, the article looks at the frames of a word that is still to come. If the second is, it
+#   still looks where the word before it looked.
+# - If *an* gets far more than its share, the model knows something of the next word already, from these frames or from its
+#   state.
+#
+# READ-ARTICLES
 #
 # ## Does the word need its frames?
 #
 # - Attention says where information *could* be read. *Deletion* asks whether it was needed: take frames away and see how
 #   much less probable the word becomes.
-# - The words must stay the same, or there is nothing to compare. So the caption is fed to the decoder word by word,
-#   whatever it would say itself: *teacher forcing*, as in training. We read off the probability of each given word.
+# - The words must stay the same, or there is nothing to compare. So the decoder reads the words of the caption, whatever
+#   it would say itself: *teacher forcing*, as in training. We note the probability that it gives to each of them.
 # - We count in nats again: a *log-probability* is the ln of a probability. A word that loses x nats has its probability
 #   multiplied by exp(−x).
 # - Hidden frames are taken out before the encoder. Otherwise the BiLSTM would carry a part of them to their neighbours.
@@ -266,7 +278,7 @@ for said in ("a", "an"):
 # %%
 @torch.no_grad()
 def word_log_probs(words: list[str], features: np.ndarray) -> np.ndarray:
-    """ln of each word's probability (L,), given the words before it and the features (T, D): teacher forcing."""
+    """ln of each word's probability (L,), given the words before it and features (T, D)."""
     memory = run.model.encode(*pad_frames([features]))
     state, previous, log_probs = decoder.start(memory, 1), START, []
     for target in (run.vocabulary.index[word] for word in words):
@@ -278,31 +290,32 @@ def word_log_probs(words: list[str], features: np.ndarray) -> np.ndarray:
 
 features = run.data.store[video_id]  # (T, D)
 full = word_log_probs(hypothesis.words, features)
-assert np.allclose(full, hypothesis.word_log_probs, atol=1e-3), "the caption was found with these probabilities"
-print(*(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)), "nats", sep="  ")
+assert np.allclose(full, hypothesis.word_log_probs, atol=1e-3)
+print(", ".join(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)))
 
 # %% [markdown]
-# Now hide the strongest quarter of the frames of one word, and beside it as many frames at random. (We draw five times for
-# every word, as `checks.deletion` does, so that the numbers can be compared. A draw may hit strong frames too.)
+# Now hide the quarter of the frames that has the largest weights for the most telling word, then as many frames at random. (We
+# draw five times for every word, as `checks.deletion` does, so that both can be compared. A draw may hit strong frames too.)
 #
-# **Predict** How many times less probable does the word become without its strongest quarter? And without random frames?
+# **Predict** By which factor does the word's probability change without its strongest quarter? And without random frames?
 
 # %%
 if T > 1:
     n = max(1, round(0.25 * T))
     strongest = np.argsort(-row, kind="stable")[:n]
     generator = np.random.default_rng(0)
-    draws = [[generator.choice(T, n, replace=False) for _ in range(5)] for _ in hypothesis.words][place]
+    draws = [[generator.choice(T, n, replace=False) for _ in range(5)] for _ in hypothesis.words][position]
 
     def cost(frames: np.ndarray) -> float:
         """Nats that the word loses when these frames are hidden."""
         without = word_log_probs(hypothesis.words, np.delete(features, frames, axis=0))
-        return float(full[place] - without[place])
+        return float(full[position] - without[position])
 
     attended, random = cost(strongest), float(np.mean([cost(frames) for frames in draws]))
-    for name, nats in (("its strongest frames", attended), ("random frames, mean of 5 draws", random)):
-        print(f"{word!r}, {n} of {T} frames hidden, {name}: costs {nats:+.3f} nats, probability x {math.exp(-nats):.2f}")
-    drop = checks.deletion(run, {video_id: hypothesis})[place]
+    print(f"{n} of {T} frames hidden, cost for the word {word!r}:")
+    for name, nats in (("its strongest", attended), ("random ones, mean", random)):
+        print(f"hide {name:<20} {nats:+.3f} nats, probability x {math.exp(-nats):.2f}")
+    drop = checks.deletion(run, {video_id: hypothesis})[position]
     assert np.allclose([attended, random], [drop.attended, drop.random], atol=1e-3)
 else:
     print("A clip of one frame: nothing can be hidden.")
@@ -351,7 +364,7 @@ if costs:
     print(f"{len(costs)} clips; half of the attention lies on {np.mean(shares):.0%} of the frames")
     for name, part in (("these frames", slice(0, 1)), ("as many random ones", slice(1, 6))):
         nats, same = costs[:, part].mean(), unchanged[:, part].mean()
-        print(f"hide {name:<20} the caption loses {nats:.2f} nats; it stays the same in {same:.0%} of the clips")
+        print(f"hide {name:<20} caption loses {nats:.2f} nats, the same caption in {same:.0%} of clips")
     gaps = costs[:, 0] - costs[:, 1:].mean(axis=1)  # (clips,)
     gap, low, high = checks.mean_with_interval(gaps.tolist(), [str(n) for n in range(len(gaps))])
     print(f"difference {gap:+.2f} nats, 95 % interval [{low:+.2f}, {high:+.2f}]")
@@ -359,9 +372,12 @@ else:
     print("Every test clip has one frame: nothing can be hidden.")
 
 # %% [markdown]
-# On the sample these frames matter more than random ones: the interval of the difference lies above 0. But most captions stay
-# the same without them, so they do not *rest* on them. Frames resemble their neighbours, and what is left is enough. The bars
-# show where the model read, not what it needed.
+# - Nats: if these frames cost more than random ones (interval above 0), they matter more than others.
+# - Captions: where a caption stays the same, it did not *rest* on these frames, however bright they are. Frames resemble their
+#   neighbours, and what is left can be enough. Where as many captions change with random frames, it matters how many frames
+#   are hidden, not which.
+#
+# READ-HALF
 #
 # ## Does the word point at the right frames?
 #
@@ -382,7 +398,7 @@ def pointing(i: str) -> list:
 
 pointed = next((i for i in (video_id, *test) if pointing(i)), None)
 if pointed is None:
-    print("Not available: no events.json, no times of the frames, or no word of a caption with a known time.")
+    print("Not available: no events.json, no times of the frames, or no word with a known time.")
 else:
     by_hand, seconds = [], np.array(run.timestamps(pointed))
     for said, weights in zip(predictions[pointed].words, predictions[pointed].attention, strict=True):
@@ -392,7 +408,7 @@ else:
             strongest = weights.argmax()
             by_hand.append((said, bool(inside[strongest]), float(inside.mean())))
             where = "inside" if inside[strongest] else "outside"
-            print(f"{said:<12} strongest at {seconds[strongest]:.2f} s: {where}, chance {inside.mean():.0%}")
+            print(f"{said:<14} at {seconds[strongest]:.2f} s: {where}, chance {inside.mean():.0%}")
     assert by_hand == [(g.word, g.hit, g.chance) for g in pointing(pointed)]
 
 # %% [markdown]
@@ -402,7 +418,8 @@ else:
 # %%
 if pointed is not None:
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(by_hand) + 1.2), layout="constrained")
-    rows = [t for t, said in enumerate(predictions[pointed].words) if said in {said for said, *_ in by_hand}]
+    timed_words = {said for said, _, _ in by_hand}
+    rows = [t for t, said in enumerate(predictions[pointed].words) if said in timed_words]
     for y, t in enumerate(rows):
         weights, said = predictions[pointed].attention[t], predictions[pointed].words[t]
         true = [e for e in events[pointed]["events"] if said in e["words"]]
@@ -484,7 +501,8 @@ for i in test:
     write_text(out / f"{i}.json", json.dumps(measures.attention_dict(predictions[i], run.timestamps(i))))
 files = figures.save_figure(heatmap, out / video_id)
 page = explorer.save(out / "explorer.html", test[:3])
-print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.join(p.name for p in (*files, page))}")
+names = ", ".join(path.name for path in (*files, page))
+print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {names}")
 
 # %% [markdown]
 # ## Recap
@@ -498,9 +516,10 @@ print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {', '.jo
 # 1. Set `video_id = ranked[-1]`, the clip where the attention moves most, and run all cells again. Which pictures look more
 #    convincing? Do the numbers for the whole test split change?
 # 2. Find a wrong word. Where did the model look when it said it? Hide these frames: does the word go away?
-# 3. `checks.deletion(run, predictions, share=0.25)` hides a quarter of the frames. Try an eighth and a half: when does the
-#    difference between `attended` and `random` grow, when does it vanish, and why must it vanish in the end?
+# 3. `checks.deletion(run, predictions, share=0.25)` hides a quarter of the frames. Try an eighth, a half and seven eighths.
+#    Where is the mean difference between `attended` and `random` largest? Why can it shrink when almost all frames are hidden?
 # 4. Turn the question around: keep only `half(...)` of a clip's frames and hide the others. Are these frames *enough* for
 #    the caption? Compare with as many random frames.
-# 5. Train without the BiLSTM, as a run of its own: `python -m vcutils train CORPUS --run no-encoder --encoder none`.
-#    Then open it with `open_run(run.folder.with_name("no-encoder"))`. Is its spread smaller? Are its captions better?
+# 5. Train without the BiLSTM, as a run of its own: `python -m vcutils train CORPUS --run no-encoder --encoder none` in a
+#    terminal, with the corpus' folder for CORPUS (`config.corpus_dir`). Then set `run = open_run(...)` above to `no-encoder`
+#    in place of `default`, and run all cells. Is the mean spread smaller? Are the captions better?

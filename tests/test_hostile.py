@@ -738,7 +738,8 @@ def test_mutated_artifacts_are_read_or_refused(home, name, count):
     assert attack(random.Random(name), artifacts / name, read, count) < count
 
 
-EVENTS = {"a": {"duration": 2.0, "events": [{"kind": "scene", "words": ["cat"], "start": 0.0, "end": 1.0}] * 2}}
+SCENES = [{"kind": "thing", "words": ["cat"], "start": start, "end": start + 1} for start in (0.0, 1.5)]
+EVENTS = {"a": {"duration": 3.0, "events": SCENES}}
 
 
 def test_mutated_events_are_read_or_refused(tmp_path):
