@@ -17,7 +17,8 @@
 #
 # **You will**
 # - step through a caption, see the attention of each word, and hide frames to see what the model says without them;
-# - compute by hand one row of attention, the cost of hiding a word's frames, and whether a word points at the right frames;
+# - compute by hand one row of attention, the cost of hiding a word's frames, and whether a word points at the right
+#   frames;
 # - put the attention to tests that it could fail.
 #
 # Shape letters: L words of a caption · T frames of a clip · D feature size · C size of an encoded frame · H size of the
@@ -57,8 +58,8 @@ print(f"{len(test)} test clips, captions by beam search with beam {config.decode
 #
 # - For every word that it says, the model computes one *row* of weights: one weight per frame, all weights of a row sum
 #   to 1 (notebook 3). The frame with the largest weight is the word's *strongest frame*.
-# - A picture of the best clip would promise too much. So we rank the test clips by one number, how much of the attention
-#   moves to other frames from one word to the next, and take the clip in the middle: the median.
+# - A picture of the best clip would promise too much. So we rank the test clips by one number, how much of the
+#   attention moves to other frames from one word to the next, and take the clip in the middle: the median.
 
 
 # %%
@@ -89,12 +90,13 @@ print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.su
 # %% [markdown]
 # ## Step through the caption
 #
-# **Predict** Read the model's caption. Which of its words will share a strongest frame, and where does the strongest frame
-# change? Write it down before you click.
+# **Predict** Read the model's caption. Which of its words will share a strongest frame, and where does the strongest
+# frame change? Write it down before you click.
 #
 # - **Look**: click a word, press play or drag the slider. The brighter a frame, the larger its attention weight for
 #   this word. Click its picture to enlarge it.
-# - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without them.
+# - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without
+#   them.
 # - **Choose**: another clip, a clip of your own, or another caption that the beam search found.
 #
 # Looking works everywhere. Hiding frames and choosing a clip need the model, so they need a running notebook.
@@ -104,20 +106,21 @@ explorer = explore(run, video_id)
 with_page(explorer, page_html([explorer.original]), height=900)
 
 # %% [markdown]
-# Here is the same on paper for two words: the one that is used of the fewest training clips, and the one that is used of the
-# most. A word that is used of few clips tells more about a clip; it is the *most telling* word below.
+# Here is the same on paper for two words of the caption. We count for each word in how many training clips the captions
+# use it. The word of the fewest clips tells most about a clip: it is the *most telling* word below. The other picture
+# is the word of the most clips.
 
 # %%
 clips = Counter(w for i in run.data.splits["train"] for w in set(tokenize(" ".join(run.data.captions[i]))))
 telling = sorted(range(L), key=lambda t: clips[hypothesis.words[t]])  # positions in the caption
 for t in (telling[0], telling[-1]):
-    print(f"{hypothesis.words[t]!r}: used of {clips[hypothesis.words[t]]} of {len(run.data.splits['train'])} clips")
+    print(f"{hypothesis.words[t]!r}: {clips[hypothesis.words[t]]} of {len(run.data.splits['train'])} training clips")
     weights = hypothesis.attention[t]  # (T,)
     display(figures.plot_filmstrip(hypothesis.words[t], weights, times, pictures, timed=timed))
 
 # %% [markdown]
-# Take the most telling word. We hide frames until the model no longer says it: once those with the largest weights for this
-# word first, once those with the smallest first.
+# Take the most telling word. We hide frames until the model no longer says it: once those with the largest weights for
+# this word first, once those with the smallest first.
 
 # %%
 position = telling[0]
@@ -134,8 +137,8 @@ for order, frames in orders.items():
     explorer.hide_frames(())
 
 # %% [markdown]
-# If the word goes sooner when its largest weights go first, these frames matter more for it than the others. One word of
-# one clip proves nothing; further down the same is measured on the whole test split.
+# If the word goes sooner when its largest weights go first, these frames matter more for it than the others. One word
+# of one clip proves nothing; further down the same is measured on the whole test split.
 #
 # ## A row of weights by hand
 #
@@ -160,9 +163,11 @@ print("vcutils:", hypothesis.attention[0].round(3))
 print(f"{hypothesis.words[0]!r}: largest weight {by_hand.max():.1%}, an even share is {1 / T:.1%}")
 if run.model.config.attention == "additive" and run.model.config.max_frames is None:
     assert np.allclose(by_hand, hypothesis.attention[0], atol=1e-5)
+else:
+    print("This run weighs all frames alike or reads fewer of them, so its weights differ.")
 
 # %% [markdown]
-# The two rows agree: the pictures show the weights that the model computed with, not a reconstruction.
+# Where the two rows agree, the pictures show the weights that the model computed with, not a reconstruction.
 #
 # ## All words at once
 #
@@ -199,7 +204,8 @@ display(Markdown("\n".join(table)))
 #
 # - *a*, *and*, *the* name nothing that can be seen. One might expect that their rows are the most spread.
 #
-# **Predict** Which words of the test captions have the largest spread, and which the smallest? Where do *a* and *an* stand?
+# **Predict** Which words of the test captions have the largest spread, and which the smallest? Where do *a* and *an*
+# stand?
 
 # %%
 spreads = defaultdict(list)
@@ -215,13 +221,13 @@ for said in sorted(shown, key=by_spread.index):
     print(f"rank {rank:>3} of {len(by_spread)}: {said:<14} {np.mean(values):.2f} ({len(values)} times)")
 
 # %% [markdown]
-# The ranks answer the prediction. A small spread does not prove that a word used its frames, and a large one does not prove
-# that it did not.
+# The ranks answer the prediction. A small spread does not prove that a word used its frames, and a large one does not
+# prove that it did not.
 #
-# The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise: the article depends on a
-# word that has not been said yet. Does the model look at the frames of that word already? We correlate rows of the same
-# caption over the test split: 1 means the same frames, 0 unrelated, −1 the opposite. Neighbouring words tend to look at the
-# same frames anyway, so the last line says how alike the rows of other neighbours are.
+# The articles are worth a closer look. English says *an* before a vowel sound and *a* otherwise: the article depends on
+# a word that has not been said yet. Does the model look at the frames of that word already? We correlate rows of the
+# same caption over the test split: 1 means the same frames, 0 unrelated, −1 the opposite. Neighbouring words tend to
+# look at the same frames anyway, so the last line says how alike the rows of other neighbours are.
 
 # %%
 after, before, far, others = (
@@ -248,28 +254,33 @@ for group, values in correlations.items():
 means = {group: np.mean(values) for group, values in correlations.items() if values}
 print("most alike:", max(means, key=means.get) if means else "–")
 
+# %% [markdown]
+# - If the first line is the largest, the article looks at the frames of a word that is still to come. If the second is,
+#   it still looks where the word before it looked.
+#
+# Does the model know which article it needs? If it knew nothing of the next word, it could give *an* no more than
+# the share that *an* has among the articles in training.
+
+# %%
 count = dict(zip(run.vocabulary.words, run.vocabulary.counts, strict=True))
 for said in ("a", "an"):
     pairs = [pair for h in predictions.values() for pair in zip(h.words, h.word_log_probs, strict=True)]
-    log_probs = [log_prob for w, log_prob in pairs if w == said]
+    log_probs = [log_prob for w, log_prob in pairs if w == said]  # ln of the article's probability
     share = count.get(said, 0) / max(1, count.get("a", 0) + count.get("an", 0))
     mean = f"{np.exp(log_probs).mean():.0%}" if log_probs else "–"
     print(f"{said!r} is said {len(log_probs)} times, probability {mean} (its share in training: {share:.0%})")
 
 # %% [markdown]
-# - If the first line is the largest, the article looks at the frames of a word that is still to come. If the second is, it
-#   still looks where the word before it looked.
-# - If *an* gets far more than its share, the model knows something of the next word already, from these frames or from its
-#   state.
-#
-# READ-ARTICLES
+# If *an* gets far more than its share, the model knows something of the next word before it says it, from these frames or
+# from its state. So a function word can depend on what is to be seen: the form of the article follows the next word.
 #
 # ## Does the word need its frames?
 #
-# - Attention says where information *could* be read. *Deletion* asks whether it was needed: take frames away and see how
-#   much less probable the word becomes.
-# - The words must stay the same, or there is nothing to compare. So the decoder reads the words of the caption, whatever
-#   it would say itself: *teacher forcing*, as in training. We note the probability that it gives to each of them.
+# - Attention says where information *could* be read. *Deletion* asks whether it was needed: take frames away and see
+#   how much less probable the word becomes.
+# - The words must stay the same, or there is nothing to compare. So the decoder reads the words of the caption,
+#   whatever it would say itself: *teacher forcing*, as in training. We note the probability that it gives to each of
+#   them.
 # - We count in nats again: a *log-probability* is the ln of a probability. A word that loses x nats has its probability
 #   multiplied by exp(−x).
 # - Hidden frames are taken out before the encoder. Otherwise the BiLSTM would carry a part of them to their neighbours.
@@ -294,10 +305,12 @@ assert np.allclose(full, hypothesis.word_log_probs, atol=1e-3)
 print(", ".join(f"{said} {value:.2f}" for said, value in zip(hypothesis.words, full, strict=True)))
 
 # %% [markdown]
-# Now hide the quarter of the frames that has the largest weights for the most telling word, then as many frames at random. (We
-# draw five times for every word, as `checks.deletion` does, so that both can be compared. A draw may hit strong frames too.)
+# Now hide the quarter of the frames that has the largest weights for the most telling word, then as many frames at
+# random. (We draw five times for every word, as `checks.deletion` does, so that both can be compared. A draw may hit
+# strong frames too.)
 #
-# **Predict** By which factor does the word's probability change without its strongest quarter? And without random frames?
+# **Predict** By which factor does the word's probability change without its strongest quarter? And without random
+# frames?
 
 # %%
 if T > 1:
@@ -322,8 +335,8 @@ else:
 
 # %% [markdown]
 # A cost below 0 means that the word became *more* probable. Only the difference between the two lines speaks for the
-# attention: a word can lose its strongest frames at no cost when the frames beside them show the same thing. One word of one
-# clip decides nothing. The table further down has the mean over all words of the test split.
+# attention: a word can lose its strongest frames at no cost when the frames beside them show the same thing. One word
+# of one clip decides nothing. The table further down has the mean over all words of the test split.
 #
 # ## Does the caption rest on the brightest frames?
 #
@@ -333,8 +346,8 @@ else:
 figures.plot_importance(hypothesis.attention, times, pictures, timed=timed)
 
 # %% [markdown]
-# It is tempting to read this as "the caption rests on these frames". That can be tested: hide the fewest frames that carry
-# half of the mean attention, and compare with as many random frames.
+# It is tempting to read this as "the caption rests on these frames". That can be tested: hide the fewest frames that
+# carry half of the mean attention, and compare with as many random frames.
 #
 # **Predict** Half of the attention is gone. In how many of the test clips does the caption change?
 
@@ -360,30 +373,33 @@ for i in [i for i in test if len(run.data.store[i]) > 1][:100]:
 
 # %%
 if costs:
-    costs, unchanged = np.array(costs), np.array(unchanged)  # (clips, 6): attended frames, then 5 draws
-    print(f"{len(costs)} clips; half of the attention lies on {np.mean(shares):.0%} of the frames")
+    lost, kept = np.array(costs), np.array(unchanged)  # (clips, 6): attended frames, then 5 draws
+    print(f"{len(lost)} clips; half of the attention lies on {np.mean(shares):.0%} of the frames")
     for name, part in (("these frames", slice(0, 1)), ("as many random ones", slice(1, 6))):
-        nats, same = costs[:, part].mean(), unchanged[:, part].mean()
+        nats, same = lost[:, part].mean(), kept[:, part].mean()
         print(f"hide {name:<20} caption loses {nats:.2f} nats, the same caption in {same:.0%} of clips")
-    gaps = costs[:, 0] - costs[:, 1:].mean(axis=1)  # (clips,)
+    gaps = lost[:, 0] - lost[:, 1:].mean(axis=1)  # (clips,)
     gap, low, high = checks.mean_with_interval(gaps.tolist(), [str(n) for n in range(len(gaps))])
     print(f"difference {gap:+.2f} nats, 95 % interval [{low:+.2f}, {high:+.2f}]")
 else:
     print("Every test clip has one frame: nothing can be hidden.")
 
 # %% [markdown]
-# - Nats: if these frames cost more than random ones (interval above 0), they matter more than others.
-# - Captions: where a caption stays the same, it did not *rest* on these frames, however bright they are. Frames resemble their
-#   neighbours, and what is left can be enough. Where as many captions change with random frames, it matters how many frames
-#   are hidden, not which.
+# - Nats: if these frames cost more than random ones, they matter more than others. The interval says how sure that is:
+#   it is the range of the mean when the clips are drawn again and again. It should lie above 0.
+# - Captions: where a caption stays the same, it did not *rest* on these frames, however bright they are. Frames
+#   resemble their neighbours, and what is left can be enough. Where as many captions change with random frames, it
+#   matters how many frames are hidden, not which.
 #
-# READ-HALF
+# Read both: attention can matter more than chance, and still be no list of the frames that a caption needs.
 #
 # ## Does the word point at the right frames?
 #
-# - Some corpora know when each thing is to be seen: `events.json` holds words with their interval [start, end) in seconds.
+# - Some corpora know when each thing is to be seen: `events.json` holds words with their interval [start, end) in
+#   seconds.
 # - *Pointing* (Zhang et al. 2018, here in time): does the strongest frame of a word lie inside the word's interval?
-# - *Chance* is the share of the clip's frames inside: what attention that looks anywhere would hit.
+# - *Chance* is the share of the clip's frames inside: what attention that looks anywhere would hit. *Mass* is the share
+#   of the word's attention inside.
 # - Clips with one scene do not count: there every frame is right.
 
 # %%
@@ -406,10 +422,11 @@ else:
         inside = np.any([(e["start"] <= seconds) & (seconds < e["end"]) for e in true], axis=0)  # (T,)
         if true and not inside.all():
             strongest = weights.argmax()
-            by_hand.append((said, bool(inside[strongest]), float(inside.mean())))
+            mass, chance = float(weights[inside].sum()), float(inside.mean())
+            by_hand.append((said, bool(inside[strongest]), mass, chance))
             where = "inside" if inside[strongest] else "outside"
-            print(f"{said:<14} at {seconds[strongest]:.2f} s: {where}, chance {inside.mean():.0%}")
-    assert by_hand == [(g.word, g.hit, g.chance) for g in pointing(pointed)]
+            print(f"{said:<14} at {seconds[strongest]:.2f} s: {where}; mass {mass:.2f}, chance {chance:.2f}")
+    assert by_hand == [(g.word, g.hit, g.mass, g.chance) for g in pointing(pointed)]
 
 # %% [markdown]
 # The same as a picture: the blue bars are the true intervals, the dots the frames with their weights, the ring the
@@ -418,7 +435,7 @@ else:
 # %%
 if pointed is not None:
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(by_hand) + 1.2), layout="constrained")
-    timed_words = {said for said, _, _ in by_hand}
+    timed_words = {said for said, *_ in by_hand}
     rows = [t for t, said in enumerate(predictions[pointed].words) if said in timed_words]
     for y, t in enumerate(rows):
         weights, said = predictions[pointed].attention[t], predictions[pointed].words[t]
@@ -445,7 +462,8 @@ if pointed is not None:
 # - **uniform attention** and **frames shuffled**: the same trained weights, but all frames weigh the same, or come in
 #   another order. What do the captions lose? The score is CIDEr, from notebook 4: how much of the wording of the
 #   references a caption has, where rare words count more.
-# - **seed agreement**: the correlation between the rows of two trainings with different random starts, for the same words.
+# - **seed agreement**: the correlation between the rows of two trainings with different random starts, for the same
+#   words.
 #
 # **Predict** Which costs more CIDEr here, uniform attention or shuffled frames?
 
@@ -456,20 +474,19 @@ for check in checks.check(run, "test", config.decode):
 display(Markdown("\n".join(table)))
 
 # %% [markdown]
-# Pointing counts only words that are true of the clip. A model that names little rightly could still point well, so read
-# it together with the share that is named rightly:
+# Pointing counts only words that are true of the clip. A model that names little rightly could still point well. So
+# read its rows together with the share of scenes whose thing, or whose change, the captions name rightly:
 
 # %%
 known = {i: events[i] for i in test if i in events}
-if known:
-    try:
-        from vcutils.scores.naming import naming
-        right = naming({i: predictions[i].caption for i in known}, known)
-        print(", ".join(f"{kind} {share:.0%}" for kind, share in right.items()))
-    except ImportError:
-        print("no naming")
+if {"thing", "change"} <= {event["kind"] for clip in known.values() for event in clip["events"]}:
+    from vcutils.scores.naming import naming
+
+    named = naming({i: predictions[i].caption for i in known}, known)
+    for kind in ("things", "changes"):
+        print(f"{kind} named rightly: {named[kind]:.0%} of {named['scenes']} scenes")
 else:
-    print("Not available: this corpus has no events.json.")
+    print("Not available: no events.json that knows things and changes.")
 
 # %% [markdown]
 # What each check can show, and what it cannot:
@@ -485,10 +502,10 @@ else:
 #   second run: `python -m vcutils train CORPUS --seeds 2`.)
 # - **Entropy** is the mean spread. Little spread is no merit: a model can stare at the wrong frame.
 #
-# And none of them can remove two limits. The encoder runs over time and mixes neighbouring frames: a weight on a frame is
-# a weight on what the encoder knows there, which comes from other frames too. And the decoder's state and the habits of
-# the language take part in every word. Attention is evidence of where information was available, not proof of why a word
-# was said.
+# And none of them can remove two limits. The encoder runs over time and mixes neighbouring frames: a weight on a frame
+# is a weight on what the encoder knows there, which comes from other frames too. And the decoder's state and the habits
+# of the language take part in every word. Attention is evidence of where information was available, not proof of why a
+# word was said.
 #
 # ## Keep it
 #
@@ -508,18 +525,20 @@ print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {names}"
 # ## Recap
 #
 # - One row of weights per word, computed before the word is said; `<end>` has a row of its own, kept apart.
-# - A large weight says where the decoder read. Pointing asks whether that is the right place, deletion whether it mattered.
+# - A large weight says where the decoder read. Pointing asks whether that is the right place, deletion whether it
+#   mattered.
 # - Attention is measured against the truth, against chance, against random frames and against another training.
 #
 # ## Exercises
 #
-# 1. Set `video_id = ranked[-1]`, the clip where the attention moves most, and run all cells again. Which pictures look more
-#    convincing? Do the numbers for the whole test split change?
+# 1. Set `video_id = ranked[-1]`, the clip where the attention moves most, and run all cells again. Which pictures look
+#    more convincing? Do the numbers for the whole test split change?
 # 2. Find a wrong word. Where did the model look when it said it? Hide these frames: does the word go away?
-# 3. `checks.deletion(run, predictions, share=0.25)` hides a quarter of the frames. Try an eighth, a half and seven eighths.
-#    Where is the mean difference between `attended` and `random` largest? Why can it shrink when almost all frames are hidden?
-# 4. Turn the question around: keep only `half(...)` of a clip's frames and hide the others. Are these frames *enough* for
-#    the caption? Compare with as many random frames.
-# 5. Train without the BiLSTM, as a run of its own: `python -m vcutils train CORPUS --run no-encoder --encoder none` in a
-#    terminal, with the corpus' folder for CORPUS (`config.corpus_dir`). Then set `run = open_run(...)` above to `no-encoder`
-#    in place of `default`, and run all cells. Is the mean spread smaller? Are the captions better?
+# 3. `checks.deletion(run, predictions, share=0.25)` hides a quarter of the frames. Try an eighth, a half and seven
+#    eighths. Where is the mean difference between `attended` and `random` largest? Why can it shrink when almost all
+#    frames are hidden?
+# 4. Turn the question around: keep only `half(...)` of a clip's frames and hide the others. Are these frames *enough*
+#    for the caption? Compare with as many random frames.
+# 5. Train without the BiLSTM, as a run of its own: `python -m vcutils train CORPUS --run no-encoder --encoder none` in
+#    a terminal, with the corpus' folder for CORPUS (`config.corpus_dir`). Then set `run = open_run(...)` above to
+#    `no-encoder` in place of `default`, and run all cells. Is the mean spread smaller? Are the captions better?
