@@ -17,17 +17,23 @@
 #
 # **You will**
 # - see why a clip is *sampled* and not read whole, and how sampling goes wrong;
-# - see what a pretrained network makes of one frame;
-# - extract the features of the whole corpus, once and for all.
+# - make the features of one frame by hand, then those of the whole corpus, once and for all;
+# - measure what features know that pixels do not, and where pixels do as well.
 #
-# The sample corpus is rendered on the spot from public-domain photographs: short clips of one to three scenes with
-# camera motion. Set `VCUTILS_CORPUS` to a folder with your own clips and captions and run the same cells.
+# A line that starts with **Predict** asks you for a guess. Write it down before you run the cell below it; the output
+# and the line after it give the answer. A wrong guess teaches more than a right one.
+#
+# The sample corpus is rendered on the spot from public-domain photographs: short clips of one to three scenes.
+# Set `VCUTILS_CORPUS` to a folder with your own clips and captions and run the same cells.
 
 # %%
 # %matplotlib inline
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
 
 from vcutils.config import Config
 from vcutils.corpora import load_corpus
@@ -40,6 +46,8 @@ from vcutils.video import frame_indices, sample_frames
 config = Config.from_env()
 corpus = load_corpus(config)
 print(f"profile {config.profile!r}, corpus {corpus.name!r}: {len(corpus.clips)} clips, {len(corpus.captions)} with captions")
+held_out = (corpus.own_splits or {}).get("test", [])  # the test clips stay closed until notebook 4
+open_ids = [i for i in corpus.usable if i not in set(held_out)] or corpus.usable
 folder = feature_folder(corpus, config.artifacts, config.extract)
 ready = folder in corpus.features.values()
 if ready:
@@ -48,59 +56,84 @@ if ready:
 # %% [markdown]
 # ## A clip is too much
 #
-# - Twenty-five pictures a second, most of them nearly the same: five seconds hold more numbers than a short novel.
+# - A video usually holds two dozen pictures a second, most of them nearly the same.
 # - A caption needs to know *what* is there and *what changes*, and a handful of frames shows both.
 #
 # Let us open one clip and take a few frames, evenly spread over its length.
+#
+# **Predict** Each pixel is three numbers: red, green, blue. How many numbers is a clip of a few seconds: thousands,
+# millions, or billions?
 
 # %%
 frames = None
-for video_id in corpus.usable[1:] + corpus.usable[:1]:
+for video_id in open_ids:
+    if video_id not in corpus.clips:
+        print("The corpus brings no clip of", video_id, "so there are no frames to show; its features are shown below.")
+        break
     try:
         frames = sample_frames(corpus.clips[video_id], num_frames=8)
-        break
-    except KeyError:
-        print("The corpus brings no clips, so there are no frames to show; its features are shown below.")
         break
     except VideoError as error:
         print("passed over:", error)
 if frames:
-    numbers = frames.decoded * frames.images[0].size
-    print(f"{video_id}: {frames.duration:.1f} s, {frames.decoded} frames at {frames.fps:.0f} a second = {numbers:,} numbers")
-    print("one frame:", frames.images[0].shape, frames.images[0].dtype)
+    height, width, colours = frames.images[0].shape
+    numbers = frames.decoded * height * width * colours
+    print(f"{video_id}: {frames.duration:.1f} s, {frames.decoded} frames at {frames.fps:.0f} a second")
+    print(f"{frames.decoded} frames × {height} × {width} pixels × {colours} colours = {numbers:,} numbers")
+
 
 # %%
-if frames:
-    figure, row = plt.subplots(1, len(frames.images), figsize=(15, 2.1), layout="constrained", squeeze=False)
-    for axes, image, seconds in zip(row[0], frames.images, frames.timestamps, strict=True):
+def show(frames, columns=8):
+    """The frames of a clip in rows, each under its time."""
+    rows = -(-len(frames.images) // columns)
+    _, grid = plt.subplots(rows, columns, figsize=(15, 1.8 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, seconds in zip(grid.flat, frames.images, frames.timestamps, strict=False):
         axes.imshow(image)
         axes.set_title(f"{seconds:.2f} s", fontsize=9)
-        axes.set_axis_off()
-    figure.suptitle(f"{video_id}: {corpus.captions[video_id][0]}", parse_math=False)
     plt.show()
 
+
+if frames:
+    show(frames)
+print(f"{video_id}, all its captions:", *corpus.captions[video_id], sep="\n    ")
+
 # %% [markdown]
-# Eight frames tell the story. Note the *times* above the pictures: they are kept, because in the last notebook we
-# want to say at which second the model looked.
+# The captions were written about the whole clip; go through their words and look for the frames that show each of them. The
+# *times* above the pictures are kept, because in the last notebook we want to say at which second the model looked.
 #
 # ## How to sample, and how not to
 #
-# - The obvious way is "every `n // k`-th frame until there are `k`". With 79 frames and k = 40 that is every frame,
-#   and the second half of the clip is never seen.
-# - Ours cuts the clip into `k` equal parts and takes the middle of each.
+# - The obvious way is "every `n // k`-th frame until there are `k`", for a clip of `n` frames.
+# - Ours cuts the clip into `k` equal parts and takes the middle of each: part `i` reaches from `i · n / k` to
+#   `(i + 1) · n / k`, so its middle is `(i + 0.5) · n / k`, rounded down.
+#
+# **Predict** A clip has `79` frames, and `40` are wanted. Which is the last frame that the obvious way sees? Compute
+# `n // k` first.
+
 
 # %%
-total, k = 79, 40
-obvious = list(range(0, total, total // k))[:k]
-ours = frame_indices(total, k)
+def middle_frames(n, k):
+    """The middle frame of each of k equal parts of a clip with n frames; all frames where there are fewer than k."""
+    k = min(n, k)
+    return [int((i + 0.5) * n / k) for i in range(k)]
+
+
+n, k = 79, 40
+obvious, ours = list(range(0, n, n // k))[:k], middle_frames(n, k)
+assert all(middle_frames(n, k) == frame_indices(n, k) for n in range(1, 200) for k in range(1, 50))  # the package's form
 figure, axes = plt.subplots(figsize=(11, 1.4), layout="constrained")
 axes.eventplot([ours, obvious], lineoffsets=[0, 1], linelengths=0.8, colors=["tab:green", "tab:red"])
-axes.set_yticks([0, 1], ["middle of 40 parts", "every n // k-th"])
-axes.set(xlim=(-1, total), xlabel=f"frame of a clip with {total} frames")
+axes.set_yticks([0, 1], [f"middle of {k} parts", "every n // k-th"])
+axes.set(xlim=(-1, n), xlabel=f"frame index in a clip of {n} frames")
 plt.show()
-print("last frame seen:", obvious[-1], "against", ours[-1], "of", total - 1)
+print(f"of frames 0 to {n - 1}, the last one seen: {obvious[-1]} by every n // k-th, {ours[-1]} by the middles")
 
 # %% [markdown]
+# `n // k` rounds down to 1, so the obvious way takes the clip's first `k` frames and never sees its second half. The
+# middles reach the end.
+#
 # Two more traps that `vcutils.video` steps around: the frame count in a file's header is only a claim (a cut download
 # still claims its full length), and jumping to a frame is not exact in most files. So clips are decoded from their
 # start, and what really decodes is what gets sampled. A short clip gives fewer frames; nothing is ever padded with
@@ -108,47 +141,38 @@ print("last frame seen:", obvious[-1], "against", ours[-1], "of", total - 1)
 #
 # ## From a frame to features
 #
-# - A network trained to name a thousand things in photographs has learned what matters in pictures.
-# - We take off its last layer, the one that names, and keep what is just below: D numbers per frame.
-# - The weights stay frozen. Learning to see takes millions of pictures; we only have captions.
+# - A network trained to name a thousand kinds of things in photographs (ImageNet) has learned what matters in pictures.
+# - We take off its last layer, the one that names. What the layer below puts out are the *features*: D numbers per
+#   frame. A clip with T sampled frames becomes a table (T, D). This network is called the *backbone*.
+# - Its weights stay frozen: they are not trained further. Learning to see takes millions of pictures; we only have captions.
+#
+# First by hand, one frame: resize, subtract the mean and divide by the standard deviation that the backbone was trained
+# with, put the colours first, run the network. Then the package's form, which takes all frames of the clip at once.
 
 # %%
 if ready:
     features = torch.from_numpy(FeatureStore(folder)[video_id]).float()
-    times = range(len(features))
     print(f"{video_id}, features {folder.name} that the corpus brings:", tuple(features.shape), "(T, D)")
 else:
     backbone = load_backbone(config.extract.backbone)
-    features, network_frames = clip_features(backbone, corpus.clips[video_id], config.extract)
-    times = network_frames.timestamps
     print(f"{backbone.name}, weights {backbone.weights}, on {backbone.device}")
-    print("features:", tuple(features.shape), f"(T, D), {numbers // features.numel():,} x fewer numbers than pixels")
+    features, network_frames = clip_features(backbone, corpus.clips[video_id], config.extract)  # (T, D)
+    pixels = torch.from_numpy(network_frames.images[0]).float()  # (height, width, 3), resized, 0 to 255
+    normal = (pixels - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
+    image = normal.permute(2, 0, 1)[None].to(backbone.device)  # (1, 3, height, width)
+    with torch.inference_mode():
+        by_hand = backbone.model(image)[0].cpu()  # (D,)
+    exact = backbone.device.type != "cuda"  # on CUDA the package's form computes in half precision
+    assert torch.allclose(by_hand, features[0], atol=(1e-4 if exact else 0.02) * features.abs().max().item())
+    print("pixels", tuple(pixels.shape), "→ features of one frame", tuple(by_hand.shape))
+    print("clip:", tuple(features.shape), f"(T, D), {numbers // features.numel():,} x fewer numbers than pixels")
 
 # %% [markdown]
-# Do these numbers mean anything? Two frames that show the same thing should have similar features (cosine near 1), two
-# frames of different scenes should not.
-
-# %%
-directions = torch.nn.functional.normalize(features, dim=1)
-similarity = directions @ directions.T  # (T, T)
-figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
-image = axes.imshow(similarity, cmap="magma", vmax=1)
-ticks = range(0, len(times), max(1, len(times) // 5))
-axes.set_xticks(ticks, [f"{times[t]:.1f}" for t in ticks])
-axes.set_yticks(ticks, [f"{times[t]:.1f}" for t in ticks])
-unit = "frame" if ready else "time (s)"
-axes.set(xlabel=unit, ylabel=unit, title="similarity of frames")
-figure.colorbar(image, ax=axes)
-plt.show()
-
-# %% [markdown]
-# Bright blocks are stretches of time that look alike, dark borders between them are cuts: the network was never told
-# about scenes, and yet they are all there. This is why frames become features.
-#
 # ## The whole corpus
 #
 # - Frames of several clips share a batch, decoding runs ahead of the network, finished clips are skipped.
 # - A clip that cannot be decoded becomes a row with its reason, and the rest goes on.
+# - The cell calls `extract_corpus` twice, to see what the second call still writes.
 
 # %%
 if not ready:
@@ -158,10 +182,14 @@ if not ready:
         print(f"{report.frames} frames in {report.seconds:.0f} s: {report.frames / report.seconds:.0f} frames/s")
     for failed, reason in report.failed.items():
         print("failed:", failed, reason)
+    again = extract_corpus(corpus, config.artifacts, config.extract, progress=False)
+    print(f"once more: {len(again.written)} clips written, {len(again.skipped)} were done before")
+    assert not again.written
 
 # %% [markdown]
-# Run the cell again: nothing is left to do. Each clip that was extracted has a row in the manifest, so that months later
-# one can still tell what the numbers are and which second each row of them shows.
+# Nothing is left to do the second time: a run that was stopped goes on where it stopped. Each clip that was extracted
+# has a row in the *manifest*, so that months later one can still tell what the numbers are and which second each of the
+# T rows shows.
 
 # %%
 store = FeatureStore(folder)
@@ -173,21 +201,187 @@ print(f"    times: {row.get('timestamps', [])[:4]} …")
 # %%
 lengths = np.array([len(store[i]) for i in sorted(store.ids)])
 stored = sum(path.stat().st_size for path in folder.glob("*.npy"))
-print(f"{len(lengths)} clips, {lengths.min()} to {lengths.max()} frames each, {stored / 1e6:.1f} MB as {store[video_id].dtype}")
+print(f"{len(lengths)} clips of T = {lengths.min()} to {lengths.max()} frames, {stored / 1e6:.1f} MB as {store[video_id].dtype}")
+figure, axes = plt.subplots(figsize=(6, 1.8), layout="constrained")
+axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2) - 0.5, rwidth=0.8)
+axes.set(xlabel="T, sampled frames of a clip", ylabel="clips")
+plt.show()
 assert ready or lengths.max() <= config.extract.num_frames
 
 # %% [markdown]
+# Where the bars stand apart, clips differ in T. A batch of such clips is *ragged*, and notebook 2 shows how it becomes a
+# rectangle.
+#
+# ## What do features know that pixels do not?
+#
+# - A *scene* is the time between two cuts. Two frames of one scene should have similar numbers, two frames of different
+#   scenes should not.
+# - *Similar* is measured by the cosine of the angle between two rows of numbers: 1 where they point the same way, 0 where
+#   they have nothing in common.
+# - The rival needs no network: *thumbnails*, each frame shrunk to 32 × 24 pixels, and those pixels taken as the numbers.
+
+
+# %%
+def similarity(rows):
+    """Cosine of every pair of rows: (T, D) → (T, T)."""
+    rows = torch.as_tensor(np.asarray(rows, dtype=np.float32))
+    directions = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)  # a black picture has no direction
+    return directions @ directions.T
+
+
+def thumbnail(image):
+    """A frame as 32 × 24 pixels in one row of numbers."""
+    return np.asarray(Image.fromarray(image).resize((32, 24)), dtype=np.float32).ravel()
+
+
+ours, torchs = similarity(features), torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=-1)
+assert torch.allclose(ours, torchs, atol=1e-3)
+print("features", tuple(features.shape), "→ similarity", tuple(ours.shape), f"between {ours.min():.2f} and {ours.max():.2f}")
+if frames:
+    print("thumbnail of one frame:", thumbnail(frames.images[0]).shape)
+
+# %% [markdown]
+# To compare the two we need to know which frames belong to one scene. Some corpora bring `events.json`, which says what is
+# true in which seconds. From it comes the *AUC* (area under the ROC curve): the probability that two frames of one scene
+# are more similar than two frames of different scenes. 1 means always, 0.5 is what tossing a coin gives.
+
+
+# %%
+def auc(similarities, scenes):
+    """How often a pair of frames of one scene is more similar than a pair of different scenes; ties count half."""
+    first, second = np.triu_indices(len(scenes), 1)  # every pair of frames once
+    values, same = similarities.numpy()[first, second], scenes[first] == scenes[second]
+    within, between = values[same][:, None], values[~same]
+    return float((within > between).mean() + 0.5 * (within == between).mean())
+
+
+path = corpus.root / "events.json"
+events = json.loads(path.read_text("utf-8")) if path.is_file() and not ready else {}
+scenes = {}  # id → which scene, 0, 1, …, each frame shows
+for i in [i for i in open_ids if i in events and i in store.ids]:
+    starts = sorted({event["start"] for event in events[i]["events"] if event["kind"] == "thing"})
+    times = np.array(store.manifest[i]["timestamps"]) + 0.001  # they are rounded: a scene's first frame must not fall before it
+    scenes[i] = np.searchsorted(starts, times, side="right")
+several = [i for i in scenes if 1 < len(set(scenes[i])) < len(scenes[i])][:60]  # sixty of more than one scene will do
+print(f"scenes are known for {len(scenes)} clips outside the test split; looking at {len(several)} with more than one")
+
+# %% [markdown]
+# **Predict** In how many of these clips do the features separate the scenes better than thumbnails do: in all, in most, in
+# half?
+
+# %%
+by_pixels, by_features = {}, {}
+for i in several:
+    small = sample_frames(corpus.clips[i], config.extract.num_frames, each=thumbnail)  # the same frames as the features
+    by_pixels[i], by_features[i] = similarity(small.images), similarity(store[i])
+scores = {i: (auc(by_pixels[i], scenes[i]), auc(by_features[i], scenes[i])) for i in several}
+if several:
+    pixels, nets = np.array(list(scores.values())).T
+    print(f"mean AUC of {len(several)} clips: thumbnails {pixels.mean():.2f}, features {nets.mean():.2f}")
+    print(f"better with features: {(nets > pixels).sum()} clips, with thumbnails: {(nets < pixels).sum()}, equal: {(nets == pixels).sum()}")
+else:
+    print("This corpus does not say when its scenes begin, so nothing can be counted; look at the matrices below.")
+
+# %% [markdown]
+# The line with the counts is the honest one: the features need not win on each clip. Where a scene keeps its colours,
+# thumbnails separate scenes as well, and sometimes better.
+#
+# Pictures of both cases, chosen by a rule: the clip where the AUC of the features lies furthest above that of the
+# thumbnails, and the clip where it lies furthest below, or least above. The first is the *most flattering* clip for the
+# features.
+#
+# **Predict** In such a matrix both axes are time. What does a scene look like, and what does a cut look like?
+
+
+# %%
+unit = "time (s)" if store.manifest else "frame"
+
+
+def matrix(axes, similarities, times, title, cuts=()):
+    """One similarity matrix (T, T), with lines where a new scene begins."""
+    picture = axes.imshow(similarities, cmap="magma", vmax=1)
+    for cut in cuts:
+        axes.axhline(cut - 0.5, color="cyan", linewidth=0.8)
+        axes.axvline(cut - 0.5, color="cyan", linewidth=0.8)
+    ticks = range(0, len(times), max(1, len(times) // 4))
+    axes.set_xticks(ticks, [f"{times[t]:.1f}" for t in ticks])
+    axes.set_yticks(ticks, [f"{times[t]:.1f}" for t in ticks])
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(unit)
+    plt.colorbar(picture, ax=axes, shrink=0.8)
+
+
+panels = []
+gain = {i: scores[i][1] - scores[i][0] for i in several}  # AUC of features - AUC of thumbnails
+for i in (max(several, key=gain.get), min(several, key=gain.get)) if several else ():
+    times, cuts = store.manifest[i]["timestamps"], np.flatnonzero(np.diff(scenes[i])) + 1
+    for name, similarities, score in zip(("thumbnails", "features"), (by_pixels[i], by_features[i]), scores[i], strict=True):
+        panels.append((similarities, times, f"{i}: {name}, AUC {score:.2f}", cuts))
+        print(panels[-1][2])
+if not several:
+    times = store.manifest.get(video_id, {}).get("timestamps", range(len(store[video_id])))
+    if frames and not ready:
+        small = sample_frames(corpus.clips[video_id], config.extract.num_frames, each=thumbnail)
+        panels.append((similarity(small.images), times, f"{video_id}: thumbnails"))
+    panels.append((similarity(store[video_id]), times, f"{video_id}: features"))
+figure, axes = plt.subplots(1, len(panels), figsize=(3.8 * len(panels), 3.5), layout="constrained", squeeze=False)
+for place, panel in zip(axes[0], panels, strict=True):
+    matrix(place, *panel)
+plt.show()
+
+# %% [markdown]
+# A scene is a bright block on the diagonal, a cut the dark border between two blocks; the cyan lines are the true cuts. Each
+# matrix has its own colour scale, since only the order of its values counts. Look also for dark borders
+# *inside* a scene: features change, too, when a thing stays and only its look changes.
+#
+# **Predict** Take the two neighbouring frames of a clip that are least similar. In how many clips is there a cut between
+# them?
+
+# %%
+def cause(i, t):
+    """What lies between frames t and t + 1: a cut, or a change within a scene, with the words for what is seen there."""
+    now = store.manifest[i]["timestamps"][t] + 0.001
+    seen = [e for e in events[i]["events"] if e["kind"] != "order" and e["start"] <= now < e["end"]]
+    words = ", ".join(word for event in seen for word in event["words"])
+    return "a cut" if scenes[i][t] != scenes[i][t + 1] else f"a change within the scene of: {words}"
+
+
+steps = {i: by_features[i].diagonal(offset=1) for i in several}  # similarity of each frame to the next
+within = [i for i in several if cause(i, int(steps[i].argmin())) != "a cut"]
+if several:
+    print(f"between the least similar neighbours: a cut in {len(several) - len(within)} of {len(several)} clips, a change within a scene in {len(within)}")
+else:
+    print("Without events.json nobody can say which dark border is a cut: watch the clip at that time.")
+for i in [max(several, key=gain.get), *within[:1]] if several else ():
+    print(f"{i}, its three least similar steps:")
+    for t in steps[i].argsort()[:3].tolist():
+        seconds = store.manifest[i]["timestamps"][t : t + 2]
+        print(f"    {seconds[0]:.2f} s → {seconds[1]:.2f} s: similarity {steps[i][t]:.2f}, {cause(i, t)}")
+
+# %% [markdown]
+# So a dark border says that something *changed*, and the list says what: a cut, or the course of a change within one
+# scene. The network was told about neither.
+#
 # ## Recap
 #
 # - A clip is sampled evenly over what really decodes; the times of the frames are kept.
-# - A frozen image network turns each frame into D numbers in which similar pictures lie close together.
+# - A frozen image network turns each frame into D numbers; clips differ in T.
+# - In features, frames that show the same thing are similar more often than in pixels, on most clips but not on all. A
+#   dark border in the matrix is a change, not always a cut.
 # - Features are computed once and stored; every later notebook starts from them.
 #
 # ## Exercises
 #
-# 1. Sample the first clip with `num_frames=3`, then with `num_frames=30`. When do you stop seeing anything new?
-# 2. Plot the similarity matrix of a clip with one scene only. What do the camera's motions look like in it?
-# 3. With a network connection, try `load_backbone("resnet50")`. Is the block structure sharper or weaker?
-# 4. Average the features of each clip over time and find the two most similar clips. Do their captions agree?
+# Each works in a new cell below this one. 1 to 3 need clips.
+#
+# 1. `show(sample_frames(corpus.clips[video_id], num_frames=3))`, then with `num_frames=30`. From which number on do you
+#    see nothing new?
+# 2. Change `thumbnail` to `(4, 3)` pixels, then to `(128, 96)`, and run the cells from there on. Does the AUC of thumbnails rise
+#    with their size? Explain what you find.
+# 3. Plot the similarity matrix of a clip with one scene only. What does its change look like?
+# 4. Average the features of each clip over time, `store[i].astype("float32").mean(axis=0)`, and find the two most
+#    similar clips in `open_ids`. Do their captions agree?
+# 5. With a network connection, load another backbone, `load_backbone("resnet50")`, and pass it to `clip_features` for the
+#    clip `video_id`. Is the block structure of `similarity(features)` sharper or weaker?
 #
 # **Next:** [2 · Words](02_vocab.ipynb)
