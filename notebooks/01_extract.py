@@ -214,11 +214,14 @@ assert ready or lengths.max() <= config.extract.num_frames
 #
 # ## What do features know that pixels do not?
 #
-# - A *scene* is the time between two cuts. Two frames of one scene should have similar numbers, two frames of different
-#   scenes should not.
-# - *Similar* is measured by the cosine of the angle between two rows of numbers: 1 where they point the same way, 0 where
-#   they have nothing in common.
-# - The rival needs no network: *thumbnails*, each frame shrunk to 32 × 24 pixels, and those pixels taken as the numbers.
+# Two questions, both asked of the features and of a rival that needs no network: *thumbnails*, each frame shrunk to 32 × 24
+# pixels, and those pixels taken as its numbers.
+#
+# - Within one clip: a *scene* is the time between two cuts. Are frames of one scene more similar than frames of different scenes?
+# - Between clips: is the most similar frame of *another* clip one that shows the same?
+#
+# *Similar* is measured by the cosine of the angle between two rows of numbers: 1 where they point the same way, 0 where they
+# have nothing in common.
 
 
 # %%
@@ -241,8 +244,8 @@ if frames:
     print("thumbnail of one frame:", thumbnail(frames.images[0]).shape)
 
 # %% [markdown]
-# To compare the two we need to know which frames belong to one scene. Some corpora bring `events.json`, which says what is
-# true in which seconds. From it comes the *AUC* (area under the ROC curve): the probability that two frames of one scene
+# To count anything we need to know what each frame shows. Some corpora bring `events.json`, which says what is true in
+# which seconds. From it comes the *AUC* (area under the ROC curve) of a clip: the probability that two frames of one scene
 # are more similar than two frames of different scenes. 1 means always, 0.5 is what tossing a coin gives.
 
 
@@ -257,23 +260,24 @@ def auc(similarities, scenes):
 
 path = corpus.root / "events.json"
 events = json.loads(path.read_text("utf-8")) if path.is_file() and not ready else {}
-scenes = {}  # id → which scene, 0, 1, …, each frame shows
-for i in [i for i in open_ids if i in events and i in store.ids]:
-    starts = sorted({event["start"] for event in events[i]["events"] if event["kind"] == "thing"})
-    times = np.array(store.manifest[i]["timestamps"]) + 0.001  # they are rounded: a scene's first frame must not fall before it
-    scenes[i] = np.searchsorted(starts, times, side="right")
-several = [i for i in scenes if 1 < len(set(scenes[i])) < len(scenes[i])][:60]  # sixty of more than one scene will do
-print(f"scenes are known for {len(scenes)} clips outside the test split; looking at {len(several)} with more than one")
+scenes, shows, thumbnails = {}, {}, {}  # id → per frame: its scene 0, 1, …; (thing, change); its thumbnail
+for i in [i for i in open_ids if i in events and i in store.ids][:150]:
+    thing, change = ({e["start"]: e["words"][0] for e in events[i]["events"] if e["kind"] == kind} for kind in ("thing", "change"))
+    if thing and thing.keys() == change.keys():
+        starts, times = sorted(thing), np.array(store.manifest[i]["timestamps"])
+        scenes[i] = np.searchsorted(starts, times + 0.001, side="right") - 1  # + 0.001 s, since the times are rounded
+        shows[i] = [(thing[starts[scene]], change[starts[scene]]) for scene in scenes[i]]
+        thumbnails[i] = sample_frames(corpus.clips[i], config.extract.num_frames, each=thumbnail).images
+several = [i for i in scenes if 1 < len(set(scenes[i])) < len(scenes[i])]
+print(f"scenes are known for {len(scenes)} clips outside the test split; {len(several)} have more than one")
 
 # %% [markdown]
 # **Predict** In how many of these clips do the features separate the scenes better than thumbnails do: in all, in most, in
-# half?
+# half, in few?
 
 # %%
-by_pixels, by_features = {}, {}
-for i in several:
-    small = sample_frames(corpus.clips[i], config.extract.num_frames, each=thumbnail)  # the same frames as the features
-    by_pixels[i], by_features[i] = similarity(small.images), similarity(store[i])
+by_pixels = {i: similarity(thumbnails[i]) for i in several}
+by_features = {i: similarity(store[i]) for i in several}
 scores = {i: (auc(by_pixels[i], scenes[i]), auc(by_features[i], scenes[i])) for i in several}
 if several:
     pixels, nets = np.array(list(scores.values())).T
@@ -283,15 +287,13 @@ else:
     print("This corpus does not say when its scenes begin, so nothing can be counted; look at the matrices below.")
 
 # %% [markdown]
-# The line with the counts is the honest one: the features need not win on each clip. Where a scene keeps its colours,
-# thumbnails separate scenes as well, and sometimes better.
+# Both do it far better than a coin, and the line of counts is the honest one: to tell the scenes of *one* clip apart, colours
+# are often enough, and thumbnails need no network.
 #
 # Pictures of both cases, chosen by a rule: the clip where the AUC of the features lies furthest above that of the
-# thumbnails, and the clip where it lies furthest below, or least above. The first is the *most flattering* clip for the
-# features.
-#
-# **Predict** In such a matrix both axes are time. What does a scene look like, and what does a cut look like?
-
+# thumbnails, and the clip where it lies furthest below. The first is the *most flattering* clip for the features.
+# In such a matrix both axes are time, so a scene is a bright block on the diagonal, and a cut the dark border between two
+# blocks. The cyan lines are the true cuts.
 
 # %%
 unit = "time (s)" if store.manifest else "frame"
@@ -330,12 +332,12 @@ for place, panel in zip(axes[0], panels, strict=True):
 plt.show()
 
 # %% [markdown]
-# A scene is a bright block on the diagonal, a cut the dark border between two blocks; the cyan lines are the true cuts. Each
-# matrix has its own colour scale, since only the order of its values counts. Look also for dark borders
-# *inside* a scene: features change, too, when a thing stays and only its look changes.
+# Each matrix has its own colour scale, since only the order of its values counts. Look also for dark borders *inside* a scene:
+# the thing stays and only its look changes.
 #
 # **Predict** Take the two neighbouring frames of a clip that are least similar. In how many clips is there a cut between
 # them?
+
 
 # %%
 def cause(i, t):
@@ -362,12 +364,40 @@ for i in [max(several, key=gain.get), *within[:1]] if several else ():
 # So a dark border says that something *changed*, and the list says what: a cut, or the course of a change within one
 # scene. The network was told about neither.
 #
+# Now the question that matters for captions. A caption model meets a new clip and must say what it knows from *other* clips.
+# So we look for the most similar frame among other clips, twice:
+#
+# - among frames that show another thing: does it show the same change?
+# - among frames under another change: does it show the same thing?
+#
+# **Predict** Which of the two is easier for thumbnails, and which for features?
+
+# %%
+things, changes = np.array([pair for i in scenes for pair in shows[i]]).reshape(-1, 2).T
+labels = {"thing": things, "change": changes}  # of all frames of these clips
+clip = np.repeat(np.arange(len(scenes)), [len(scenes[i]) for i in scenes])
+every = {"thumbnails": thumbnails.values(), "features": [store[i] for i in scenes]}
+every = {name: similarity(np.concatenate(list(tables))).numpy() for name, tables in every.items() if scenes}
+for other, same in (("thing", "change"), ("change", "thing")) if scenes else ():
+    allowed = (clip[:, None] != clip) & (labels[other][:, None] != labels[other])  # (frames, frames)
+    equal = labels[same][:, None] == labels[same]
+    parts = [f"{name} {equal[np.arange(len(clip)), np.where(allowed, table, -2).argmax(axis=1)].mean():.0%}" for name, table in every.items()]
+    chance = (allowed & equal).sum() / allowed.sum()
+    print(f"the most similar frame with another {other} shows the same {same}: {', '.join(parts)}, any frame {chance:.0%}")
+if not scenes:
+    print("This corpus does not say what its frames show, so this cannot be counted.")
+
+# %% [markdown]
+# This is why frames become features. A change looks different on each thing: the pixels differ, and the features agree more
+# often. With things, thumbnails come close to the features here or beat them, and the reason is the sample corpus: each
+# of its things is one photograph, a little cropped and tinted. In real videos no cat is the same picture twice.
+#
 # ## Recap
 #
 # - A clip is sampled evenly over what really decodes; the times of the frames are kept.
 # - A frozen image network turns each frame into D numbers; clips differ in T.
-# - In features, frames that show the same thing are similar more often than in pixels, on most clips but not on all. A
-#   dark border in the matrix is a change, not always a cut.
+# - Pixels are often enough to tell the scenes of one clip apart. Features recognise what clips have in common.
+# - A dark border in a similarity matrix is something that changed, not always a cut.
 # - Features are computed once and stored; every later notebook starts from them.
 #
 # ## Exercises

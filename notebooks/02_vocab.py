@@ -105,11 +105,14 @@ for name in SPLITS:
         things, changes = shown(i, "thing"), shown(i, "change")
         pairs[name]["things with changes"] |= {(thing, changes[start]) for start, thing in things.items() if start in changes}
         pairs[name]["pairs of things"] |= {(a, b) for a in things.values() for b in things.values() if a < b}
-for kind in pairs["train"] if events else ():
+for kind in ("things with changes", "pairs of things"):
     by_split = {name: pairs[name][kind] for name in SPLITS}
+    if not any(by_split.values()):
+        continue
     rows, columns = (sorted({pair[side] for group in by_split.values() for pair in group}) for side in (0, 1))
     common = by_split["train"] & by_split["test"]
     print(f"{kind}: {len(by_split['test'])} in the test clips, {len(common)} of them in the training clips, too")
+    assert config.corpus is not None or not common  # the embedded corpus keeps its promise
     display(split_picture(by_split, rows, columns))
 
 # %% [markdown]
@@ -275,17 +278,18 @@ print(f"real frames {real}: {sum(real)} of {B * T} rows, so {B * T - sum(real)} 
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2.8), layout="constrained")
-left.pcolormesh(frame_mask, cmap="Greens", vmin=0, vmax=1.4, edgecolors="white", linewidth=0.5)
-left.set(xlabel="frame, 1 to T", ylabel="clip", title="frames that exist", yticks=np.arange(B) + 0.5)
-left.set_yticklabels(batch.ids, fontsize=8)
-right.pcolormesh(captions.flatten(0, 1) != PAD, cmap="Blues", vmin=0, vmax=1.4, edgecolors="white", linewidth=0.5)
-right.set(xlabel="word, <start> to <end>", ylabel="caption, 1 to B·K", title="words that exist")
+left.pcolormesh(np.arange(T + 1) + 0.5, np.arange(B + 1) + 0.5, frame_mask, cmap="Greens", vmax=1.4, edgecolors="white")
+left.set(xlabel="frame, 1 to T", title="frames that exist")
+left.set_yticks(range(1, B + 1), batch.ids)
+words = captions.flatten(0, 1) != PAD  # (B·K, L + 1)
+right.pcolormesh(np.arange(L + 2) + 0.5, np.arange(B * K + 1) + 0.5, words, cmap="Blues", vmax=1.4, edgecolors="white")
+right.set(xlabel="word, from <start> to <end>", ylabel="caption, 1 to B·K", title="words that exist", yticks=range(1, B * K + 1, K))
 for axes in (left, right):
     axes.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Dark cells are real, pale ones are padding. Each clip brings K captions, and its frames only once: the expensive part,
+# Coloured cells are real, white ones are padding. Each clip brings K captions, and its frames only once: the expensive part,
 # encoding the clip, is shared by all of them.
 #
 # A batch as training sees it, without any cut:
