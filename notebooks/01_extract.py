@@ -405,7 +405,7 @@ if not scenes:
 # Each works in a new cell below this one. 1 to 3 need clips.
 #
 # 1. `show(sample_frames(corpus.clips[video_id], num_frames=3))`, then with `num_frames=30`. From which number on do you
-#    see nothing new?
+#    see nothing new? If the second call shows fewer than it was asked for: why?
 # 2. Change `thumbnail` to `(4, 3)` pixels, then to `(128, 96)`, and run the cells from there on. Does the AUC of thumbnails rise
 #    with their size? Explain what you find.
 # 3. Plot the similarity matrix of a clip with one scene only. What does its change look like?

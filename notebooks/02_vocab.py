@@ -349,7 +349,8 @@ if references:
     print(f"{len(references)} validation clips, scores × 100       BLEU-4  ROUGE-L  CIDEr")
     for name, scores in (("the sentence, for every clip", floor), ("one reference against others", line)):
         print(f"{name:<41}{100 * scores['Bleu_4']:>7.1f}{100 * scores['ROUGE_L']:>9.1f}{100 * scores['CIDEr']:>7.1f}")
-    shares = {name: floor[key] / max(line[key], 1e-9) for name, key in (("BLEU-4", "Bleu_4"), ("ROUGE-L", "ROUGE_L"), ("CIDEr", "CIDEr"))}
+    keys = {"BLEU-4": "Bleu_4", "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr"}
+    shares = {name: floor[key] / line[key] for name, key in keys.items() if line[key] > 0.001}  # of 0 there is no share
     print("the sentence reaches", ", ".join(f"{share:.0%} of the line in {name}" for name, share in shares.items()))
     wins = [name for name, share in shares.items() if share >= 1]
     print("it wins in", ", ".join(wins) or "no score", "without looking at any clip")
