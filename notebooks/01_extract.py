@@ -84,7 +84,7 @@ if frames:
 
 # %%
 def show(frames, columns=8):
-    """The frames of a clip in rows, each under its time."""
+    """The frames of a clip in rows, each with its time above it."""
     rows = -(-len(frames.images) // columns)
     _, grid = plt.subplots(rows, columns, figsize=(15, 1.8 * rows), layout="constrained", squeeze=False)
     for axes in grid.flat:
@@ -100,7 +100,7 @@ if frames:
 print(f"{video_id}, all its captions:", *corpus.captions[video_id], sep="\n    ")
 
 # %% [markdown]
-# The captions were written about the whole clip; go through their words and look for the frames that show each of them. The
+# Each caption is about the whole clip; go through its words and look for the frames that show each of them. The
 # *times* above the pictures are kept, because in the last notebook we want to say at which second the model looked.
 #
 # ## How to sample, and how not to
@@ -170,7 +170,7 @@ else:
 # %% [markdown]
 # ## The whole corpus
 #
-# - Frames of several clips share a batch, decoding runs ahead of the network, finished clips are skipped.
+# - Frames go through the network in *batches*, many at once, also frames of several clips. Finished clips are skipped.
 # - A clip that cannot be decoded becomes a row with its reason, and the rest goes on.
 # - The cell calls `extract_corpus` twice, to see what the second call still writes.
 
@@ -209,7 +209,7 @@ plt.show()
 assert ready or lengths.max() <= config.extract.num_frames
 
 # %% [markdown]
-# Where the bars stand apart, clips differ in T. A batch of such clips is *ragged*, and notebook 2 shows how it becomes a
+# More than one bar means that clips differ in T. A batch of such clips is *ragged*, and notebook 2 shows how it becomes a
 # rectangle.
 #
 # ## What do features know that pixels do not?
@@ -245,8 +245,8 @@ if frames:
 
 # %% [markdown]
 # To count anything we need to know what each frame shows. Some corpora bring `events.json`, which says what is true in
-# which seconds. From it comes the *AUC* (area under the ROC curve) of a clip: the probability that two frames of one scene
-# are more similar than two frames of different scenes. 1 means always, 0.5 is what tossing a coin gives.
+# which seconds. From it comes a number for each clip: the probability that two frames of one scene are more similar than
+# two frames of different scenes. It is called *AUC*; 1 means always, 0.5 is what tossing a coin gives.
 
 
 # %%
@@ -262,7 +262,8 @@ path = corpus.root / "events.json"
 events = json.loads(path.read_text("utf-8")) if path.is_file() and not ready else {}
 scenes, shows, thumbnails = {}, {}, {}  # id → per frame: its scene 0, 1, …; (thing, change); its thumbnail
 for i in [i for i in open_ids if i in events and i in store.ids][:150]:
-    thing, change = ({e["start"]: e["words"][0] for e in events[i]["events"] if e["kind"] == kind} for kind in ("thing", "change"))
+    now = events[i]["events"]
+    thing, change = ({e["start"]: e["words"][0] for e in now if e["kind"] == kind} for kind in ("thing", "change"))
     if thing and thing.keys() == change.keys():
         starts, times = sorted(thing), np.array(store.manifest[i]["timestamps"])
         scenes[i] = np.searchsorted(starts, times + 0.001, side="right") - 1  # + 0.001 s, since the times are rounded
@@ -282,7 +283,8 @@ scores = {i: (auc(by_pixels[i], scenes[i]), auc(by_features[i], scenes[i])) for 
 if several:
     pixels, nets = np.array(list(scores.values())).T
     print(f"mean AUC of {len(several)} clips: thumbnails {pixels.mean():.2f}, features {nets.mean():.2f}")
-    print(f"better with features: {(nets > pixels).sum()} clips, with thumbnails: {(nets < pixels).sum()}, equal: {(nets == pixels).sum()}")
+    better, worse = (nets > pixels).sum(), (nets < pixels).sum()
+    print(f"better with features: {better} clips, with thumbnails: {worse}, equal: {len(several) - better - worse}")
 else:
     print("This corpus does not say when its scenes begin, so nothing can be counted; look at the matrices below.")
 
@@ -313,13 +315,14 @@ def matrix(axes, similarities, times, title, cuts=()):
     plt.colorbar(picture, ax=axes, shrink=0.8)
 
 
+# %%
 panels = []
 gain = {i: scores[i][1] - scores[i][0] for i in several}  # AUC of features - AUC of thumbnails
 for i in (max(several, key=gain.get), min(several, key=gain.get)) if several else ():
     times, cuts = store.manifest[i]["timestamps"], np.flatnonzero(np.diff(scenes[i])) + 1
-    for name, similarities, score in zip(("thumbnails", "features"), (by_pixels[i], by_features[i]), scores[i], strict=True):
-        panels.append((similarities, times, f"{i}: {name}, AUC {score:.2f}", cuts))
-        print(panels[-1][2])
+    panels.append((by_pixels[i], times, f"{i}: thumbnails, AUC {scores[i][0]:.2f}", cuts))
+    panels.append((by_features[i], times, f"{i}: features, AUC {scores[i][1]:.2f}", cuts))
+    print(panels[-2][2], panels[-1][2], sep="\n")
 if not several:
     times = store.manifest.get(video_id, {}).get("timestamps", range(len(store[video_id])))
     if frames and not ready:
@@ -351,7 +354,8 @@ def cause(i, t):
 steps = {i: by_features[i].diagonal(offset=1) for i in several}  # similarity of each frame to the next
 within = [i for i in several if cause(i, int(steps[i].argmin())) != "a cut"]
 if several:
-    print(f"between the least similar neighbours: a cut in {len(several) - len(within)} of {len(several)} clips, a change within a scene in {len(within)}")
+    print(f"between the least similar neighbours of {len(several)} clips:", end=" ")
+    print(f"a cut in {len(several) - len(within)}, a change within a scene in {len(within)}")
 else:
     print("Without events.json nobody can say which dark border is a cut: watch the clip at that time.")
 for i in [max(several, key=gain.get), *within[:1]] if several else ():
@@ -370,7 +374,7 @@ for i in [max(several, key=gain.get), *within[:1]] if several else ():
 # - among frames that show another thing: does it show the same change?
 # - among frames under another change: does it show the same thing?
 #
-# **Predict** Which of the two is easier for thumbnails, and which for features?
+# **Predict** In which of the two do features beat thumbnails: in the first, in the second, in both?
 
 # %%
 things, changes = np.array([pair for i in scenes for pair in shows[i]]).reshape(-1, 2).T
@@ -381,14 +385,16 @@ every = {name: similarity(np.concatenate(list(tables))).numpy() for name, tables
 for other, same in (("thing", "change"), ("change", "thing")) if scenes else ():
     allowed = (clip[:, None] != clip) & (labels[other][:, None] != labels[other])  # (frames, frames)
     equal = labels[same][:, None] == labels[same]
-    parts = [f"{name} {equal[np.arange(len(clip)), np.where(allowed, table, -2).argmax(axis=1)].mean():.0%}" for name, table in every.items()]
-    chance = (allowed & equal).sum() / allowed.sum()
-    print(f"the most similar frame with another {other} shows the same {same}: {', '.join(parts)}, any frame {chance:.0%}")
+    print(f"the most similar frame with another {other} shows the same {same}:", end=" ")
+    for name, table in every.items():
+        nearest = np.where(allowed, table, -2).argmax(axis=1)  # of each frame; no cosine is as low as -2
+        print(f"{name} {equal[np.arange(len(clip)), nearest].mean():.0%}", end=", ")
+    print(f"any frame {(allowed & equal).sum() / allowed.sum():.0%}")
 if not scenes:
     print("This corpus does not say what its frames show, so this cannot be counted.")
 
 # %% [markdown]
-# This is why frames become features. A change looks different on each thing: the pixels differ, and the features agree more
+# This is one reason why frames become features. A change looks different on each thing: the pixels differ, and the features agree more
 # often. With things, thumbnails come close to the features here or beat them, and the reason is the sample corpus: each
 # of its things is one photograph, a little cropped and tinted. In real videos no cat is the same picture twice.
 #

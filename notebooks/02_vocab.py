@@ -81,6 +81,7 @@ assert not set(splits["train"]) & set(splits["test"]) and not set(splits["train"
 # - The sample corpus is split so: its `events.json` says what each clip shows, and pairs that the test clips show are kept
 #   out of the training clips. A model that memorises clips fails there.
 # - In the pictures each square is a pair, in the colour of the split that shows it. Red is a pair that several splits show.
+#   A pair of things has no order, so only the upper half of the second picture is used.
 
 # %%
 path = corpus.root / "events.json"
@@ -122,8 +123,9 @@ for kind in ("things with changes", "pairs of things"):
 # ## Many captions for one clip
 #
 # - Now we may read, and we read training captions.
-# - Several people describe the same clip in different words, and all of them are right. The captions of a clip are also
-#   called its *references*: what a generated caption is compared with.
+# - People describe the same clip in different words, and all of them are right. (The sample's sentences are drawn by a
+#   program that has several forms for them.)
+# - The captions of a clip are also called its *references*: what a generated caption is compared with.
 
 # %%
 train = splits["train"]
@@ -162,6 +164,8 @@ ranked = np.array(sorted(counts.values(), reverse=True))
 print(f"{ranked.sum():,} words in the training captions, {len(ranked)} different ones")
 print("most frequent:", ", ".join(f"{word} {count}" for word, count in counts.most_common(8)))
 print("rarest:", ", ".join(f"{word} {count}" for word, count in counts.most_common()[-8:]))
+above = ranked[ranked > ranked.mean()]
+print(f"{len(above)} words are more frequent than the mean; they make up {above.sum() / ranked.sum():.0%} of the text")
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axes.loglog(np.arange(1, len(ranked) + 1), ranked, ".-")
 axes.set(xlabel="rank of the word", ylabel="occurrences")
@@ -170,7 +174,7 @@ axes.text(1, 1.1 * ranked.mean(), "mean")
 plt.show()
 
 # %% [markdown]
-# Both axes are logarithmic. Few words lie above the grey line and do most of the talking; captions by people also have a
+# Both axes are logarithmic. The words above the grey line, the mean, do most of the talking; captions by people also have a
 # long tail of words that occur once.
 #
 # **Predict** What would a threshold of `20` cost here: how many words would be left, and what share of the words of the
@@ -179,8 +183,8 @@ plt.show()
 # %%
 captions = sum(len(corpus.captions[i]) for i in train)
 min_count = config.vocab.min_count or max(1, len(str(captions)) - 1)  # once per power of ten of captions
-why = "set by the profile" if config.vocab.min_count else f"chosen by size: {captions:,} training captions have {len(str(captions))} digits, less one"
-print(f"min_count = {min_count}, {why}")
+by_size = f"chosen by size: {captions:,} training captions have {len(str(captions))} digits, and it is one less"
+print(f"min_count = {min_count},", "set by the profile" if config.vocab.min_count else by_size)
 val_words = [word for i in splits["val"] for caption in corpus.captions[i] for word in tokenize(caption)]
 print("min_count  words kept  validation words unknown")
 for threshold in sorted({1, 2, 5, 10, 20, 50, 100, min_count}):
@@ -205,12 +209,10 @@ print(f"the rarest word kept, {vocabulary.words[-1]!r}, occurs {vocabulary.count
 # %%
 unknown = {name: oov_rate(vocabulary, corpus.captions, splits[name]) for name in SPLITS}
 print("out of vocabulary:", ", ".join(f"{name} {rate:.2%}" for name, rate in unknown.items()))
-if not any(unknown.values()):
-    print("No word is unknown in any split: this corpus has few words, and each is frequent. Captions by people are not like that.")
-elif unknown["test"] > unknown["train"]:
-    print(f"Of the words of the test captions, {unknown['test']:.2%} can never be said: more than in training, since new clips bring new words.")
-else:
+if any(unknown.values()):
     print(f"Of the words of the test captions, {unknown['test']:.2%} can never be said.")
+else:
+    print("No word is unknown in any split: this corpus has few words. Captions by people are not like that.")
 
 # %% [markdown]
 # The test rate is the price of the vocabulary, and it is measured, never tuned. If it is much higher than the train rate,
@@ -235,14 +237,17 @@ print(vocabulary.decode(ids))
 #
 # ## A batch and its masks
 #
-# - A batch holds B clips with K captions each. Clips differ in frames and captions in words, but a tensor is a rectangle: T
-#   is the largest number of frames, and what a shorter clip lacks is *padding*.
-# - A *mask* is True where something is real. Everything downstream obeys it: no attention on padding, no loss on padding.
+# - A batch holds B clips with K captions each. Clips differ in frames and captions in words, but a tensor is a rectangle. What
+#   a shorter clip or caption lacks is *padding*.
+# - T is the largest number of frames in the batch, D the number of features per frame. L + 1 is the largest number of words,
+#   with `<start>` and `<end>`; L of them are read, and L are said.
+# - A *mask* is True where something is real. The model of notebook 3 looks at real frames only and learns from real words only.
 #
 # We take three training clips and make a batch by hand. If the corpus has no clips of just these lengths, longer ones are
 # cut.
 #
-# **Predict** Three clips of 16, 12 and 7 frames: what is the shape of the features, and how many of its rows are padding?
+# **Predict** Three clips of 16, 12 and 7 frames: what is the shape of the features, (B, T, D)? How many of its B · T rows are
+# padding?
 
 # %%
 data = load_data(corpus, config.artifacts, config.extract)
@@ -256,21 +261,23 @@ for wanted in (longest, max(1, longest * 3 // 4), max(1, longest * 7 // 16)):  #
     position = min(fit or [int(np.argmax(lengths))], key=lambda p: lengths[p])  # the shortest that is long enough
     video_id, features, captions = dataset[position]
     items.append((video_id, features[:wanted], captions))
-    print(f"{video_id}: {lengths[position]} frames, {len(features[:wanted])} in use; words of its {K} captions: {[len(c) - 2 for c in captions]}")
+    words = [len(ids) - 2 for ids in captions]  # without <start> and <end>
+    print(f"{video_id}: {lengths[position]} frames, {len(features[:wanted])} in use; words of its {K} captions: {words}")
 
 # %%
 B, T, D = len(items), max(len(features) for _, features, _ in items), data.store.dim
-L = max(len(words) for _, _, captions in items for words in captions) - 1  # words that are read, and as many that are said
+L = max(len(ids) for _, _, captions in items for ids in captions) - 1
 features = torch.zeros(B, T, D)
 frame_mask = torch.zeros(B, T, dtype=torch.bool)
 captions = torch.full((B, K, L + 1), PAD)
 for b, (_, rows, encoded) in enumerate(items):
     features[b, : len(rows)] = torch.from_numpy(rows)
     frame_mask[b, : len(rows)] = True
-    for k, words in enumerate(encoded):
-        captions[b, k, : len(words)] = torch.tensor(words)
+    for k, ids in enumerate(encoded):
+        captions[b, k, : len(ids)] = torch.tensor(ids)
 batch = collate(items)
-assert torch.equal(features, batch.features) and torch.equal(frame_mask, batch.frame_mask) and torch.equal(captions, batch.captions)
+assert torch.equal(features, batch.features) and torch.equal(frame_mask, batch.frame_mask)
+assert torch.equal(captions, batch.captions)
 assert all(map(torch.equal, (features, frame_mask), pad_frames([rows for _, rows, _ in items])))
 print(f"features {(B, T, D)} (B, T, D), frame_mask {(B, T)} (B, T), captions {(B, K, L + 1)} (B, K, L + 1)")
 real = frame_mask.sum(dim=1).tolist()
@@ -320,8 +327,7 @@ for read, say in zip(inputs[b, k].tolist(), targets[b, k].tolist(), strict=True)
     print(f"reads {vocabulary.words[read]:<12} must say {vocabulary.words[say]}")
 
 # %% [markdown]
-# Behind `<end>` there is only padding, if anything, and the target `<pad>` takes no part in the loss: nothing is learned
-# from it. Notebook 3 shows how.
+# Behind `<end>` there is only padding, if anything. Where the target is `<pad>` nothing is learned; notebook 3 shows how.
 #
 # ## Can a sentence win without looking?
 #
@@ -331,7 +337,7 @@ for read, say in zip(inputs[b, k].tolist(), targets[b, k].tolist(), strict=True)
 #
 # - BLEU-4: which share of the caption's 1- to 4-grams occurs in some reference; captions that are too short lose.
 # - ROUGE-L: the longest sequence of words that caption and reference share in the same order, as a share of their words.
-# - CIDEr: n-grams in common, each weighted by how *rare* it is among the clips; a score of 1 is no limit.
+# - CIDEr: n-grams in common, each weighted by how *rare* it is among the clips; it may exceed 1.
 #
 # The references are those of the validation clips, each clip without the one that was drawn; the test captions stay closed.
 #
