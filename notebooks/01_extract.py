@@ -294,7 +294,7 @@ else:
 #
 # Pictures of both cases, chosen by a rule: the clip where the AUC of the features lies furthest above that of the
 # thumbnails, and the clip where it lies furthest below. The first is the *most flattering* clip for the features.
-# In such a matrix both axes are time, so a scene is a bright block on the diagonal, and a cut the dark border between two
+# In such a matrix both axes are time, so a scene should be a bright block on the diagonal, and a cut the dark border between two
 # blocks. The cyan lines are the true cuts.
 
 # %%

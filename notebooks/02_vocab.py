@@ -358,7 +358,7 @@ if references:
     keys = {"BLEU-4": "Bleu_4", "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr"}
     shares = {name: floor[key] / line[key] for name, key in keys.items() if line[key] > 0.001}  # of 0 there is no share
     print("the sentence reaches", ", ".join(f"{share:.0%} of the line in {name}" for name, share in shares.items()))
-    wins = [name for name, share in shares.items() if share >= 1]
+    wins = [name for name, key in keys.items() if floor[key] > max(line[key], 0.001)]
     print("it wins in", ", ".join(wins) or "no score", "without looking at any clip")
     if len(references) == 1:
         print("CIDEr of a single clip is 0 by definition: no n-gram is rarer than another.")
