@@ -261,7 +261,7 @@ def auc(similarities, scenes):
 path = corpus.root / "events.json"
 events = json.loads(path.read_text("utf-8")) if path.is_file() and not ready else {}
 scenes, shows, thumbnails = {}, {}, {}  # id → per frame: its scene 0, 1, …; (thing, change); its thumbnail
-for i in [i for i in open_ids if i in events and i in store.ids][:150]:
+for i in [i for i in open_ids if i in events and i in store.ids][:150]:  # so many will do
     now = events[i]["events"]
     thing, change = ({e["start"]: e["words"][0] for e in now if e["kind"] == kind} for kind in ("thing", "change"))
     if thing and thing.keys() == change.keys():
@@ -270,7 +270,7 @@ for i in [i for i in open_ids if i in events and i in store.ids][:150]:
         shows[i] = [(thing[starts[scene]], change[starts[scene]]) for scene in scenes[i]]
         thumbnails[i] = sample_frames(corpus.clips[i], config.extract.num_frames, each=thumbnail).images
 several = [i for i in scenes if 1 < len(set(scenes[i])) < len(scenes[i])]
-print(f"scenes are known for {len(scenes)} clips outside the test split; {len(several)} have more than one")
+print(f"{len(scenes)} clips outside the test split whose scenes are known; {len(several)} have more than one")
 
 # %% [markdown]
 # **Predict** In how many of these clips do the features separate the scenes better than thumbnails do: in all, in most, in

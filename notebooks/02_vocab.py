@@ -177,7 +177,7 @@ plt.show()
 # Both axes are logarithmic. The words above the grey line, the mean, do most of the talking; captions by people also have a
 # long tail of words that occur once.
 #
-# **Predict** What would a threshold of `20` cost here: how many words would be left, and what share of the words of the
+# **Predict** What would a threshold of `50` cost here: how many words would be left, and what share of the words of the
 # validation captions would become `<unk>`?
 
 # %%
@@ -187,7 +187,7 @@ by_size = f"chosen by size: {captions:,} training captions have {len(str(caption
 print(f"min_count = {min_count},", "set by the profile" if config.vocab.min_count else by_size)
 val_words = [word for i in splits["val"] for caption in corpus.captions[i] for word in tokenize(caption)]
 print("min_count  words kept  validation words unknown")
-for threshold in sorted({1, 2, 5, 10, 20, 50, 100, min_count}):
+for threshold in sorted({1, 2, 5, 10, 20, 50, 100, 200, min_count}):
     kept = {word for word, count in counts.items() if count >= threshold}
     unknown = sum(word not in kept for word in val_words) / max(1, len(val_words))
     print(f"{threshold:>9}  {len(kept):>10}  {unknown:>24.2%}{'  <- in use' if threshold == min_count else ''}")
