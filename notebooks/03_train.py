@@ -13,7 +13,7 @@
 #
 # | reads | writes | CPU, sample corpus | GPU, full MSVD |
 # |---|---|---|---|
-# | features, `splits.json`, `vocab.json` | `runs/default/`, `runs/control/`, `runs/original/` | about a minute and a half | under an hour (not measured) |
+# | features, `splits.json`, `vocab.json` | `runs/default/`, `runs/control/`, `runs/original/` | 2 to 3 minutes | under an hour (not measured) |
 #
 # **You will**
 # - compute attention, one decoder step and the loss in plain code, and check that the package computes the same;
@@ -273,7 +273,7 @@ assert abs(loss - math.log(V)) < 1, "an untrained model finds all words about eq
 # - An *epoch* shows every training clip once, with `captions_per_clip` of its captions (K), drawn anew each time.
 # - The gradient of an LSTM can become huge. If its norm is above `clip_norm`, it is scaled down to it.
 #
-# The *validation loss* is the same loss, on clips that the model does not learn from. We train for three epochs of at
+# The *validation loss* is the same loss, on clips that the model does not learn from. We train for two epochs of at
 # most `40` steps: a few seconds on the sample, enough to see the loss fall.
 
 # %%
@@ -296,7 +296,7 @@ torch.manual_seed(recipe.seed)
 student = CaptionModel(settings, V, D).to("cuda" if torch.cuda.is_available() else "cpu")
 optimizer = torch.optim.Adam(student.parameters(), lr=recipe.lr)
 print(f"before training: validation loss {mean_loss(student, val_loader, most=40):.3f}")
-for epoch in range(1, 4):
+for epoch in range(1, 3):
     train_clips.epoch = epoch  # other captions of each clip
     student.train()  # dropout on
     all_nats, all_words = 0.0, 0
@@ -518,7 +518,8 @@ for name, trained in runs.items():
 # %% [markdown]
 # Where a run's two lines name the same epoch, both criteria pick the same model. Where they do not, the loss would
 # have picked a model that writes worse captions on the validation clips, or as good ones. What we want are good
-# captions, so CIDEr picks `best/`.
+# captions, so CIDEr picks `best/`. Where the best epoch is not the last, the epochs after it did not help on the
+# validation clips: that is why the best checkpoint is kept, and not the last.
 #
 # `best/` holds that checkpoint: the next notebooks use it. `log.csv` holds the numbers of each epoch, `last/` what a
 # stopped run resumes from.
