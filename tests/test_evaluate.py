@@ -184,14 +184,35 @@ def test_thumbnails_and_times_are_those_of_the_features(run, tiny_corpus):
     assert run.timestamps(video_id) == sorted(run.timestamps(video_id)) and run.timestamps(video_id)[-1] > 1
 
 
-def test_example_pictures_are_drawn(run, tmp_path):
+def texts_of(figure):
+    return [" ".join(t.get_text().split()) for axes in figure.axes for t in axes.texts]
+
+
+def test_example_pictures_are_drawn_with_all_references(run, tmp_path):
     ids = run.data.splits["test"][:2]
     predictions = predict(run.model, run.vocabulary, run.data.store, ids, DecodeConfig())
     figure = plot_examples(run, predictions, ids)
     figure.savefig(tmp_path / "examples.png", dpi=40)
     assert (tmp_path / "examples.png").stat().st_size > 5000
-    texts = [t.get_text().replace("\n", " ") for axes in figure.axes for t in axes.texts]
-    assert any(predictions[ids[0]].caption in t for t in texts)
+    texts = texts_of(figure)
+    for i in ids:
+        assert predictions[i].caption in texts
+        assert any(all(f"– {caption}" in text for caption in run.data.captions[i]) for text in texts)
+    assert sum(len(axes.images) for axes in figure.axes) == 8
+
+
+def test_example_pictures_count_equal_references_and_do_without_clips(run, tmp_path):
+    first = run.data.splits["test"][0]
+    references = ["a cat sleeps", "a cat rests", *["a cat sleeps"] * 2, *(f"number {n} of many" for n in range(30))]
+    bare = dataclasses.replace(run, data=dataclasses.replace(run.data, captions={first: references}), clips={})
+    predictions = predict(run.model, run.vocabulary, run.data.store, [first], DecodeConfig())
+    figure = plot_examples(bare, predictions, [first])
+    figure.savefig(tmp_path / "examples.png", dpi=40)
+    text = next(text for text in texts_of(figure) if "sleeps" in text)
+    assert text.startswith("– a cat sleeps (×3) – a cat rests") and text.endswith("– number 29 of many")
+    assert not any(axes.images for axes in figure.axes)
+    lowest = min(t.get_window_extent().y0 for axes in figure.axes for t in axes.texts)
+    assert lowest >= 0, "a long list of references runs out of the picture"
 
 
 def test_run_of_features_that_have_other_sizes_is_refused(tiny_run, tiny_config, tmp_path):

@@ -7,6 +7,7 @@ model on other clips' features) and a human line (one reference against the othe
 import json
 import platform
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +23,8 @@ from vcutils.runtime.store import backbone_of
 from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
 from vcutils.scores.coco import References, Scores
 from vcutils.scores.runs import Run, sister_runs
+
+LINE = 62  # letters of a caption in a line of an example picture
 
 
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
@@ -116,18 +119,34 @@ def score_table(result: Mapping[str, Any], model_name: str = "this model") -> st
 
 
 def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence[str], frames: int = 4) -> Figure:
-    """Predicted and reference captions beside frames of each clip."""
-    figure = Figure(figsize=(11, 1.75 * len(ids)), layout="constrained")
-    grid = figure.subplots(len(ids), frames + 1, squeeze=False, width_ratios=[1] * frames + [2.4])
-    for row, video_id in zip(grid, ids, strict=True):
-        pictures = run.thumbnails(video_id) or []
+    """The caption and all references of each clip, beside frames of it; equal references are shown once, with a count.
+
+    Where no clip can be shown, the texts stand alone.
+    """
+    pictures = {i: run.thumbnails(i) or [] for i in ids}
+    columns = min(frames, max(map(len, pictures.values())))
+    texts = []  # of each clip: the lines of its caption, the lines of its references
+    for i in ids:
+        counts = Counter(run.data.captions[i])
+        references = [f"{caption} (×{n})" if n > 1 else caption for caption, n in counts.items()]
+        wrapped = [textwrap.wrap(f"– {reference}", LINE, subsequent_indent="   ") for reference in references]
+        texts.append((textwrap.wrap(predictions[i].caption, LINE), [line for lines in wrapped for line in lines]))
+    heights = [max(1.5, 0.16 * (len(caption) + len(references) + 3)) for caption, references in texts]  # inches
+    figure = Figure(figsize=(1.7 * columns + 4.9, sum(heights)), layout="constrained")
+    ratios = {"width_ratios": [1.7] * columns + [4.9], "height_ratios": heights}
+    grid = figure.subplots(len(ids), columns + 1, squeeze=False, **ratios)
+    for row, i, (caption, references), height in zip(grid, ids, texts, heights, strict=True):
         for axes in row:
             axes.set_axis_off()
-        if pictures:
-            for axes, frame in zip(row, np.linspace(0, len(pictures) - 1, frames).astype(int), strict=False):
-                axes.imshow(pictures[frame])
-        lines = [f"model: {predictions[video_id].caption}"]
-        lines += [f"reference: {caption}" for caption in run.data.captions[video_id][:2]]
-        text = "\n".join(textwrap.fill(line, 66) for line in lines)
-        row[-1].text(0, 0.5, text, va="center", fontsize=9, parse_math=False)
+            axes.set_anchor("N")
+        shown = dict.fromkeys(np.linspace(0, len(pictures[i]) - 1, columns).astype(int)) if pictures[i] else ()
+        for axes, frame in zip(row, shown, strict=False):
+            axes.imshow(pictures[i][frame])
+        for text, line, look in (
+            ("model", 0, {"color": "gray"}),
+            ("\n".join(caption), 1, {"weight": "bold"}),
+            ("references", len(caption) + 1.2, {"color": "gray"}),
+            ("\n".join(references), len(caption) + 2.2, {}),
+        ):
+            row[-1].text(0, 1 - 0.16 * line / height, text, va="top", fontsize=9, parse_math=False, **look)
     return figure
