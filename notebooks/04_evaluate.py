@@ -82,7 +82,8 @@ def show_table(columns: list[str], rows: dict[str, list[str]]) -> None:
 # - **Greedy search** takes the most probable word each time and stops at `<end>`.
 #
 # Two helpers do what both searches of this notebook need. `encode` is called once per clip, `next_word` once per word.
-# Some words may not be said: `<pad>`, `<start>`, `<unk>`, and `<end>` as the first word.
+# Shapes: T frames of a clip, D numbers per frame, V words in the vocabulary. Some words may not be said: `<pad>`,
+# `<start>`, `<unk>`, and `<end>` as the first word.
 
 
 # %%
@@ -200,8 +201,8 @@ for video_id in test[:8]:
     print(f"{video_id}, beam {k}, equal to the package's: {score:.2f} {' '.join(words)}")
 
 # %% [markdown]
-# The number before each caption is its ranking score. Now the search itself, as a tree, with k = 3 and the first words of one
-# caption. Blue hypotheses were kept, white ones were dropped (pruned).
+# The number before each caption is its ranking score. Now the search itself, as a tree, with k = 3 and the first words of
+# one caption. Blue hypotheses were kept, white ones were dropped (pruned).
 
 # %%
 shortest = min(test, key=lambda i: len(greedy_search(i)))
@@ -216,7 +217,8 @@ beam_tree(steps[:7], penalty)
 #
 # ### What the beam does to the style of captions
 #
-# - A sentence form that many captions share gathers probability; many wordings of one thing divide it among them.
+# - A **sentence form** is a sentence with gaps for what is seen, such as *we see … and then …*. A form that many captions
+#   share gathers probability; many wordings of one thing divide it among them.
 # - We look at the validation split. The test split must not choose a setting.
 #
 # **Predict** With a wider beam, will captions become more different from each other, or more alike?
@@ -261,9 +263,10 @@ if knows_forms:
     print("beam search prefers a form" if wide > greedy + 0.05 else "no more preference for a form than greedy search")
 
 # %% [markdown]
-# The search ranks by the ranking score and by nothing else. Read the other columns beside it: where the captions become
-# more alike, that is a price which the ranking score does not see. There are several references per clip, so their counts
-# are higher anyway; their share of the most frequent form can be compared.
+# The search drops hypotheses by log-probability and ranks captions by the ranking score; it looks at nothing else. Read
+# the other columns beside these two: where the captions become more alike, that is a price which the search does not see.
+# There are several references per clip, so their counts are higher anyway; their share of the most frequent form can be
+# compared.
 #
 # ## One score by hand: BLEU
 #
@@ -272,7 +275,8 @@ if knows_forms:
 #   reference of the clip?
 # - An n-gram counts at most as often as in the reference that has most of it, so that *the the the* wins nothing.
 #
-# First one caption. Both sides are cut into words by the protocol's own tokenizer (Penn Treebank, no punctuation).
+# Papers report the numbers of one program, the COCO toolkit, so ours must be equal to them. First one caption. Both sides
+# are cut into words by the toolkit's own tokenizer (Penn Treebank, no punctuation).
 
 
 # %%
@@ -532,7 +536,7 @@ if measured.is_file():
     ablations = json.loads(measured.read_text(encoding="utf-8"))
     print(", ".join(f"{key}: {value}" for key, value in ablations["protocol"].items()))
     text = """Read each row as "without it". A row near zero in the last column says that this corpus does not need
-the part, not that the part is useless. A difference smaller than the ± beside it says nothing."""
+the part, not that the part is useless. A difference smaller than the ± beside it proves nothing."""
     display(Markdown(ablation_table(ablations)), Markdown(text))
 else:
     print(f"not measured on this machine. To measure it: python -m vcutils ablate {folder} --seeds 2")
@@ -607,18 +611,17 @@ show_table(["agreement with the overall mark", "tau-b × 100", "interval"], rows
 # Measured with this package on 197 MSVD test clips with human marks (two raters; the MSVD-Eval marks published with
 # G-VEval).
 #
-# - METEOR agrees best of these. The intervals overlap, so the order of the scores is not certain.
+# - METEOR agrees best of these. Its interval overlaps with those of CIDEr and BLEU-4, so the order is not certain.
 # - No score comes near the agreement of the two raters, 74.5. The best has 46.6.
 # - The marked captions are much longer than the references: 35 words against 7. For captions of the references' length
-#   the numbers may be others.
+#   the numbers may differ.
 #
-# A score can tell a good captioner from a bad one. Which of two good captions is better, it knows far less well than a
-# person does: look at the captions, too.
+# So a score is one witness among several. Look at the captions, too.
 #
 # ## Recap
 #
 # - Captions are written from the model's own words (free running); that is what must be measured.
-# - Beam search finds more probable captions than greedy search; look at what it does to their style.
+# - Beam search looks for more probable captions than greedy search finds; look at what it does to their style.
 # - BLEU is shares of n-grams with a brevity penalty, CIDEr the cosine of vectors that weigh rare n-grams more.
 # - A score needs its protocol, a floor, a control that cannot see, and a human line.
 # - Nothing of the test split was used to choose anything.
