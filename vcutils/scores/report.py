@@ -24,8 +24,6 @@ from vcutils.scores.baselines import constant_caption, human_line, nearest_capti
 from vcutils.scores.coco import References, Scores
 from vcutils.scores.runs import Run, sister_runs
 
-LINE = 62  # letters of a caption in a line of an example picture
-
 
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
     """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
@@ -119,34 +117,25 @@ def score_table(result: Mapping[str, Any], model_name: str = "this model") -> st
 
 
 def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence[str], frames: int = 4) -> Figure:
-    """The caption and all references of each clip, beside frames of it; equal references are shown once, with a count.
-
-    Where no clip can be shown, the texts stand alone.
-    """
-    pictures = {i: run.thumbnails(i) or [] for i in ids}
-    columns = min(frames, max(map(len, pictures.values())))
-    texts = []  # of each clip: the lines of its caption, the lines of its references
+    """The caption and all references of each clip beside its frames; equal references are shown once, with a count."""
+    texts = []  # of each clip: its caption, its references
     for i in ids:
-        counts = Counter(run.data.captions[i])
-        references = [f"{caption} (×{n})" if n > 1 else caption for caption, n in counts.items()]
-        wrapped = [textwrap.wrap(f"– {reference}", LINE, subsequent_indent="   ") for reference in references]
-        texts.append((textwrap.wrap(predictions[i].caption, LINE), [line for lines in wrapped for line in lines]))
-    heights = [max(1.5, 0.16 * (len(caption) + len(references) + 3)) for caption, references in texts]  # inches
-    figure = Figure(figsize=(1.7 * columns + 4.9, sum(heights)), layout="constrained")
-    ratios = {"width_ratios": [1.7] * columns + [4.9], "height_ratios": heights}
-    grid = figure.subplots(len(ids), columns + 1, squeeze=False, **ratios)
+        counted = [f"– {caption}{f' (×{n})' * (n > 1)}" for caption, n in Counter(run.data.captions[i]).items()]
+        references = "\n".join(textwrap.fill(line, 62, subsequent_indent="   ") for line in counted)
+        texts.append((textwrap.fill(predictions[i].caption, 62), references))
+    heights = [max(1.5, 0.16 * ("".join(text).count("\n") + 4)) for text in texts]  # inches
+    figure = Figure(figsize=(11.7, sum(heights)), layout="constrained")
+    ratios: dict[str, Any] = {"width_ratios": [1] * frames + [2.9], "height_ratios": heights}
+    grid = figure.subplots(len(ids), frames + 1, squeeze=False, **ratios)
     for row, i, (caption, references), height in zip(grid, ids, texts, heights, strict=True):
+        pictures = run.thumbnails(i) or []
         for axes in row:
             axes.set_axis_off()
             axes.set_anchor("N")
-        shown = dict.fromkeys(np.linspace(0, len(pictures[i]) - 1, columns).astype(int)) if pictures[i] else ()
+        shown = np.unique(np.linspace(0, len(pictures) - 1, frames).astype(int)) if pictures else ()
         for axes, frame in zip(row, shown, strict=False):
-            axes.imshow(pictures[i][frame])
-        for text, line, look in (
-            ("model", 0, {"color": "gray"}),
-            ("\n".join(caption), 1, {"weight": "bold"}),
-            ("references", len(caption) + 1.2, {"color": "gray"}),
-            ("\n".join(references), len(caption) + 2.2, {}),
-        ):
-            row[-1].text(0, 1 - 0.16 * line / height, text, va="top", fontsize=9, parse_math=False, **look)
+            axes.imshow(pictures[frame])
+        row[-1].text(0, 1, caption, va="top", fontsize=9, parse_math=False, weight="bold")
+        below = 1 - 0.16 * (caption.count("\n") + 1.5) / height
+        row[-1].text(0, below, references, va="top", fontsize=9, parse_math=False)
     return figure
