@@ -37,23 +37,18 @@ from IPython.display import Markdown, display
 from vcutils.attention.measures import read_events
 from vcutils.config import PROJECT_ROOT, Config
 from vcutils.corpora import open_run
+from vcutils.corpora.sample import form_of
 from vcutils.course.pictures import beam_tree
 from vcutils.dataset import pad_frames
 from vcutils.decode import NEVER, captions_of, generate
 from vcutils.scores import coco
 from vcutils.scores.ablations import ablation_table
 from vcutils.scores.baselines import PUBLISHED_MSVD, constant_caption
+from vcutils.scores.naming import naming
 from vcutils.scores.ptb import ptb_words_of_all
 from vcutils.scores.report import evaluate, plot_examples
 from vcutils.scores.runs import sister_runs
 from vcutils.vocab import END, START
-
-try:
-    from vcutils.scores.naming import naming
-
-    from vcutils.corpora.sample import form_of
-except ImportError:
-    form_of, naming = (lambda caption: None), None
 
 config = Config.from_env()
 run = open_run(config.artifacts / "runs" / "default")
@@ -213,7 +208,8 @@ beam_tree(steps[:7], penalty)
 # %% [markdown]
 # Follow the thick path, the best one as far as the tree goes. Then look at a branch that ends in white boxes: its
 # probability is divided among several next words, and none of them stays among the k best. So a beginning dies where
-# the next word is hard to know, and a beginning that goes on with easy words lives.
+# the next word is hard to know, and a beginning that goes on with easy words lives. Where the tree has two green ends,
+# divide each log-probability by its number of words: the longer caption can win with the lower log-probability.
 #
 # ### What the beam does to the style of captions
 #
@@ -255,6 +251,8 @@ columns = ["mean log-probability", "mean ranking score", "mean words", "differen
 show_table(["search", *columns, "different first three words", "most frequent sentence form"], rows)
 
 # %%
+greedy, wide, written = (sum(map(len, map(str.split, c))) / len(c) for c in (found[1], found[5], val_references))
+print(f"words per caption: greedy search {greedy:.1f}, beam 5 {wide:.1f}, references {written:.1f}")
 greedy, wide = (len({tuple(caption.split()[:3]) for caption in found[beam]}) for beam in (1, 5))
 print(f"different first three words: {greedy} with greedy search, {wide} with beam 5")
 if knows_forms:
@@ -263,10 +261,10 @@ if knows_forms:
     print("beam search prefers a form" if wide > greedy + 0.05 else "no more preference for a form than greedy search")
 
 # %% [markdown]
-# The search drops hypotheses by log-probability and ranks captions by the ranking score; it looks at nothing else. Read
-# the other columns beside these two: where the captions become more alike, that is a price which the search does not see.
-# There are several references per clip, so their counts are higher anyway; their share of the most frequent form can be
-# compared.
+# Read the table from the left. A longer caption has a lower log-probability, so compare the ranking score: it is what the
+# search improves on. It looks at nothing else. If the lengths of beam `5` come nearer to the references', the length penalty
+# did it. If the captions become more alike, that is a price that the search does not see. There are several references
+# per clip, so their counts of different captions and beginnings are higher anyway; lengths and forms can be compared.
 #
 # ## One score by hand: BLEU
 #
@@ -550,20 +548,27 @@ else:
 
 # %%
 ground_truth = run.data.root / "events.json"
-if naming and ground_truth.is_file():
+if ground_truth.is_file():
     events = read_events(ground_truth)
     blind_captions = captions_of(blind.predict(test, config.decode))
     systems = {"this model": captions_of(predictions), "control that cannot see": blind_captions}
     systems["constant caption"] = dict.fromkeys(test, constant_caption(run.data))
+    systems["the first reference of each clip"] = {i: run.data.captions[i][0] for i in test}
     rows = {}
     for name, said in systems.items():
         right, top = naming(said, events), top_form(list(said.values()))
         shares = [right["things"], right["changes"], right["complete"], top]
-        rows[name] = ["–" if share is None else f"{share:.0%}" for share in shares]
-    columns = ["things right", "changes right", "all things of a three-scene clip named", "most frequent form"]
+        words = sum(len(caption.split()) for caption in said.values()) / len(said)
+        rows[name] = [*("–" if share is None else f"{share:.0%}" for share in shares), f"{words:.1f}"]
+    columns = ["things right", "changes right", "three-scene clips complete", "most frequent form", "words per caption"]
     show_table(["test split", *columns], rows)
 else:
     print("not available: this corpus has no events.json")
+
+# %% [markdown]
+# *Right* means: of all things (or changes) that the clips show, this share is named. *Complete* means that a clip of three
+# scenes has all its things named. None of these shares minds a caption that also tells what the clip does not show. Compare
+# the words per caption with the references', and look for such captions among those with the lowest CIDEr below.
 
 # %% [markdown]
 # ## The captions themselves
