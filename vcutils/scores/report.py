@@ -132,10 +132,10 @@ def plot_examples(run: Run, predictions: Mapping[str, Hypothesis], ids: Sequence
         for axes in row:
             axes.set_axis_off()
             axes.set_anchor("N")
-        shown = np.unique(np.linspace(0, len(pictures) - 1, frames).astype(int)) if pictures else ()
-        for axes, frame in zip(row, shown, strict=False):
-            axes.imshow(pictures[frame])
+        for axes, frame in zip(row, np.linspace(0, len(pictures) - 1, frames if pictures else 0), strict=False):
+            axes.imshow(pictures[int(frame)])
         row[-1].text(0, 1, caption, va="top", fontsize=9, parse_math=False, weight="bold")
-        below = 1 - 0.16 * (caption.count("\n") + 1.5) / height
-        row[-1].text(0, below, references, va="top", fontsize=9, parse_math=False)
+        row[-1].text(
+            0, 1 - 0.16 * (caption.count("\n") + 1.5) / height, references, va="top", fontsize=9, parse_math=False
+        )
     return figure
