@@ -169,6 +169,8 @@ def test_heatmap_names_words_and_times(hypothesis):
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "cat", "runs"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.5", "1.5", "2.5", "3.5"]
     assert np.array_equal(axes.images[0].get_array(), WEIGHTS)
+    axes = plot_heatmap(hypothesis.words, WEIGHTS, [0.0, 1 / 12, 2 / 12, 3 / 12]).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "0.08", "0.17", "0.25"], "no two frames look alike"
 
 
 def test_filmstrip_frames_the_strongest_and_dims_the_others(pictures):

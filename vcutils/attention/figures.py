@@ -37,7 +37,8 @@ def plot_heatmap(
     axes = figure.subplots()
     image = axes.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
     axes.set_yticks(range(len(words)), words, parse_math=False)
-    axes.set_xticks(range(count), [f"{t:.1f}" if timed else str(i + 1) for i, t in enumerate(timestamps)], fontsize=8)
+    labels = [f"{round(t, 2):g}" if timed else str(number) for number, t in enumerate(timestamps, 1)]
+    axes.set_xticks(range(count), labels, fontsize=8)
     axes.set_xlabel("time of the frame (s)" if timed else "frame")
     axes.plot(weights.argmax(axis=1), range(len(words)), "o", mfc="none", mec="white", ms=7, label="strongest frame")
     figure.colorbar(image, ax=axes, label="attention weight", fraction=0.03, pad=0.01)
@@ -56,7 +57,7 @@ def plot_filmstrip(
         axes.set_axis_off()
     for frame, (axes, weight, picture) in enumerate(zip(grid, row, thumbnails, strict=False)):
         axes.imshow((picture * (0.2 + 0.8 * weight / row.max())).astype(np.uint8))
-        label = f"{timestamps[frame]:.1f} s" if timed else f"frame {frame + 1}"
+        label = f"{round(timestamps[frame], 2):g} s" if timed else f"frame {frame + 1}"
         axes.set_title(f"{label}  {weight:.0%}", fontsize=8)
         if frame == row.argmax():
             height, width = picture.shape[:2]
