@@ -235,7 +235,8 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     changes = range(len(CHANGES))
     # (thing, change) → the split that alone may show it, where that is not the training split
     reserved = {(thing, i % len(changes)): "test" for i, thing in enumerate(things)}
-    reserved |= {(thing, (i + 2) % len(changes)): "val" for i, thing in enumerate(things) if i % 2 == 0 or len(things) < 8}
+    step = 1 if len(things) < 8 else 2  # validation asks less, so that training sees more
+    reserved |= {(things[i], (i + 2) % len(changes)): "val" for i in range(0, len(things), step)}
     owner: dict[tuple[int, int], str] = {}  # pair of things → the split that shows it
     drawn = []
     for split, size in sizes.items():

@@ -6,12 +6,12 @@ from typing import Any
 from vcutils.vocab import tokenize
 
 
-def naming(captions: Mapping[str, str], events: Mapping[str, dict[str, Any]]) -> dict[str, float | int]:
+def naming(captions: Mapping[str, str], events: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """How much of the true events the captions name; `events` as `measures.read_events` gives them.
 
-    Returns shares from 0 to 1 and how many they are of: "things" named, "changes" named between their thing's name
-    and the next thing's, and "complete" clips of three scenes, with all their things named; "scenes" and "triples"
-    (clips of three scenes) are the counts.
+    Returns shares from 0 to 1, None of nothing: "things" named; "changes" named between their thing's name and the next
+    thing's; "complete" clips of three scenes, with all their things named. "scenes" and "triples" (clips of three
+    scenes) are what they are shares of.
     """
     every_thing = {
         w for clip in events.values() for event in clip["events"] if event["kind"] == "thing" for w in event["words"]
@@ -34,10 +34,5 @@ def naming(captions: Mapping[str, str], events: Mapping[str, dict[str, Any]]) ->
         things, scenes = things + named, scenes + len(true["thing"])
         if len(true["thing"]) == 3:
             triples, complete = triples + 1, complete + (named == 3)
-    return {
-        "things": things / max(1, scenes),
-        "changes": changes / max(1, scenes),
-        "complete": complete / max(1, triples),
-        "scenes": scenes,
-        "triples": triples,
-    }
+    shares = {"things": things / scenes if scenes else None, "changes": changes / scenes if scenes else None}
+    return shares | {"complete": complete / triples if triples else None, "scenes": scenes, "triples": triples}
