@@ -22,7 +22,7 @@ NOT_PROSE = (
     (r"<!--.*?-->|</?[a-zA-Z][^<>\n]*>", "HTML tags"),
     (r"!?\[[^\]]*\]\([^)]*\)|https?://\S+", "links"),
     (r"^\s*(?:[-*]\s+)?\d+[.)]\s", "the numbers of a list"),
-    (r"\((?:19|20)\d\d[a-z]?\)|\b(?:et al\.|& [A-Z]\w+),? \(?(?:19|20)\d\d", "the years of citations"),
+    (r"\((?:19|20)\d\d[a-z]?\)|(?:\bet al\.|& [A-Z]\w+),? \(?(?:19|20)\d\d", "the years of citations"),
     (r"(?i:\b(?:notebook|section|equation|exercise|figure|table)s?) [\d.]+(?:(?:,| and| to) [\d.]+)*", "places"),
     (r"\b[A-Za-z_]\w*-?\d[\w.-]*", "names such as BLEU-4 and ResNet-152"),
 )

@@ -177,9 +177,8 @@ def test_every_form_is_known_by_its_sentence_and_no_other_is() -> None:
 
 def test_naming_counts_what_a_caption_says() -> None:
     scenes = [("cat", "snow"), ("cup", "dark"), ("rocket", "up")]
-    clip = {
-        "events": [{"kind": k, "words": [w]} for pair in scenes for k, w in zip(("thing", "change"), pair, strict=True)]
-    }
+    rows = [(kind, words[n], at) for at, words in enumerate(scenes) for n, kind in enumerate(("thing", "change"))]
+    clip = {"events": [{"kind": kind, "words": [word], "start": at} for kind, word, at in rows]}
     all_right = naming({"1": "a cat in snow then a cup goes dark and finally a rocket lights up"}, {"1": clip})
     assert all_right == {"things": 1, "changes": 1, "complete": 1, "scenes": 3, "triples": 1}
     exchanged = naming({"1": "a cat goes dark then a cup in snow"}, {"1": clip})

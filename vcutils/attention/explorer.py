@@ -1,4 +1,4 @@
-"""The explorer in a notebook: step through a caption's words, see the frames each was said from, hide frames.
+"""The explorer in a notebook: step through a caption's words, see the frames that each attends to, hide frames.
 
 view.js draws it, here as a widget whose traits hold what the page of `save` (page.py) has as JSON. A clip's pictures
 are sent once. Slider and Play are linked to the view in the browser, so that a step needs no kernel.

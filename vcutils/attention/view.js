@@ -119,7 +119,7 @@ function skeleton(root, controls, hide) {
         named("slider", "input", { type: "range", min: 0, step: 1, ariaLabel: "Word" }),
         named("position", "span", { className: "vc-position vc-quiet" })),
       make("p", { className: "vc-quiet", textContent:
-        "The model’s caption. Choose a word to see which frames it was said from: under it stand its row of attention over the " +
+        "The model’s caption. Choose a word to see which frames the model attended to: under it stand its row of attention over the " +
         "frames, and the time of the strongest." })),
     make("div", { className: "vc-stage" },
       named("answer", "p", { role: "status", dir: "auto" }), named("big", "figure"), named("runners", "div")),

@@ -35,6 +35,7 @@ mtd[columnalign="right"] { text-align: right; text-align: -webkit-right; padding
 mtd[columnalign="left"] { text-align: left; padding-left: 0; }
 math[display="block"] { margin: 1em 0; font-size: 1.15em; overflow-x: auto; overflow-y: hidden; }
 .jp-RenderedSVG img, .jp-RenderedImage img { border-radius: 8px; }
+.jp-RenderedSVG img { max-width: 100%; height: auto; }
 </style>
 {%- endblock -%}
 """

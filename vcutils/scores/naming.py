@@ -20,19 +20,19 @@ def naming(captions: Mapping[str, str], events: Mapping[str, dict[str, Any]]) ->
     for video_id, caption in captions.items():
         if video_id not in events:
             continue
-        true = {
-            kind: [e["words"] for e in events[video_id]["events"] if e["kind"] == kind] for kind in ("thing", "change")
-        }
+        known = events[video_id]["events"]
+        true = [event for event in known if event["kind"] == "thing"]
+        change_at = {event["start"]: event["words"] for event in known if event["kind"] == "change"}
         words, named = tokenize(caption), 0
-        for thing, change in zip(true["thing"], true["change"], strict=True):
+        for thing, change in ((event["words"], change_at.get(event["start"], ())) for event in true):
             place = next((i for i, word in enumerate(words) if word in thing), None)
             if place is None:
                 continue
             named += 1
             others = (i for i in range(place, len(words)) if words[i] in every_thing and words[i] not in thing)
             changes += any(word in change for word in words[place : next(others, len(words))])
-        things, scenes = things + named, scenes + len(true["thing"])
-        if len(true["thing"]) == 3:
+        things, scenes = things + named, scenes + len(true)
+        if len(true) == 3:
             triples, complete = triples + 1, complete + (named == 3)
     shares = {"things": things / scenes if scenes else None, "changes": changes / scenes if scenes else None}
     return shares | {"complete": complete / triples if triples else None, "scenes": scenes, "triples": triples}
