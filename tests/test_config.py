@@ -302,7 +302,7 @@ def test_folder_that_cannot_be_held_is_named(tmp_path):
 
 
 def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
-    sizes = {"sample": (235, 1175), "medium": (420, 8400), "large": (3151, 63020)}
+    sizes = {"sample": (176, 880), "medium": (420, 8400), "large": (3151, 63020)}
     chosen = {}
     for name, size in sizes.items():
         settings = config.suited(Config(), *size)
@@ -310,7 +310,7 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
         chosen[name] = (train.epochs, train.batch_size, train.lr, train.frame_dropout, train.val_beam_size)
         chosen[name] += (settings.model.dropout,)
     assert chosen == {
-        "sample": (20, 7, 1.2e-3, 0.0, 5, 0.5),
+        "sample": (18, 8, 1.4e-3, 0.0, 5, 0.5),
         "medium": (30, 8, 2e-3, 0.25, 1, 0.3),
         "large": (20, 32, 2e-3, 0.25, 1, 0.3),
     }

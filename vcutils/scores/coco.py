@@ -199,6 +199,12 @@ class _Meteor(Meteor):
         atexit.register(self.meteor_p.kill)
 
 
+def start_meteor() -> None:
+    """Start METEOR's program now, where there is Java, so that it is ready when a score is asked for."""
+    if java := _java():
+        _Meteor(java)
+
+
 def _meteor_scores(
     references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
 ) -> tuple[float | None, Sequence[float | None]]:
