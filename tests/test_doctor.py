@@ -139,7 +139,7 @@ def test_corpus_with_features_needs_no_weights_and_is_told_memory_and_times(feat
     assert report["weights"] == "not needed: the corpus brings its own features, hand"
     assert report["problems"] == [] and report["estimate"] is None
     assert "fits" in report["memory"]
-    assert report["training"].startswith("20 epochs of ") and "for 3 test clips" in report["evaluation"]
+    assert report["training"].startswith("18 epochs of ") and "for 3 test clips" in report["evaluation"]
     assert "may be wrong by half" in report["training"] and "may be wrong by half" in report["evaluation"]
     assert not config.data.exists()
 

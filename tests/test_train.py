@@ -580,7 +580,7 @@ def test_settings_left_open_are_filled_in_by_the_corpus_size(toy_data, toy_confi
     )
     trainer.fit()
     written = run_config(tmp_path / "run")["train"]
-    assert (written["batch_size"], written["lr"], written["epochs"]) == (4, 7e-4, 1)
+    assert (written["batch_size"], written["lr"], written["epochs"]) == (4, 1.4e-3, 1)
 
 
 def test_sampled_captions_are_well_formed(toy_data, toy_config, tmp_path):
