@@ -242,8 +242,8 @@ for name, values in correlations.items():
     print(f"{name:>26}: {np.mean(values):+.2f} ({len(values)} pairs)" if values else f"{name:>26}: no pair")
 
 # %% [markdown]
-# On the sample the article's row is most like the noun's, *an* more than *a*. The rows of the words around them are not. So
-# the model begins to look at the noun's frames when it says the article, one word early.
+# On the sample the article's row is like the noun's; the rows of the words around them are not. So the model begins to look
+# at the noun's frames when it says the article, one word early. (The last column says how many pairs each mean is of.)
 #
 # Does the model know which article it needs? If it knew nothing of the next word, it could give *an* no more than
 # the share that *an* has among the articles in training.
