@@ -2,7 +2,8 @@
 
 The protocol (Chen et al. 2015, "Microsoft COCO Captions") is more than the formulas: captions are cut into Penn
 Treebank words, lower-cased, without punctuation (`scores.ptb`); every reference of a clip counts; and the scorers are
-those of the COCO toolkit, here from the package pycocoevalcap. Numbers are fractions, as the toolkit returns them.
+those of the COCO toolkit, here from the package pycocoevalcap; CIDEr alone is computed here, to the same numbers, since
+the toolkit weighs all references again for every caption. Numbers are fractions, as the toolkit returns them.
 
     Bleu_1 … Bleu_4   n-grams found in some reference, over the whole corpus; brevity costs (Papineni et al. 2002)
     METEOR            words aligned by form, stem, synonym, paraphrase (Denkowski & Lavie 2014); a Java program
@@ -15,20 +16,21 @@ SPICE is left out: it downloads a parser for a Java program that needs old versi
 
 import atexit
 import inspect
+import math
 import os
 import re
 import shutil
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
-from pycocoevalcap.cider.cider_scorer import CiderScorer, precook
+from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.meteor.meteor import METEOR_JAR, Meteor
 from pycocoevalcap.rouge.rouge import Rouge  # codespell:ignore rouge
 
@@ -51,7 +53,7 @@ class References:
             if isinstance(captions, str) or not captions:
                 raise UserError(f"{video_id}: needs a list with at least one reference caption")
         words = iter(ptb_words_of_all([caption for captions in references.values() for caption in captions]))
-        self._texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
+        self.texts = {i: [" ".join(next(words)) for _ in captions] for i, captions in references.items()}
 
     def score(self, predictions: Mapping[str, str], metrics: Sequence[str] = METRICS) -> Scores:
         """Scores of one caption for each of these clips, under the COCO toolkit's names and in its order.
@@ -62,27 +64,29 @@ class References:
         """
         return {name: corpus for name, (corpus, _) in self.score_both(predictions, metrics).items()}
 
-    def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool]) -> list[float]:
-        """CIDEr of any number of (id, caption) pairs, with all these references as the corpus, the end as a word.
+    def cider(self, captions: Sequence[tuple[str, str]], ended: Sequence[bool] | None = None) -> list[float]:
+        """CIDEr of (id, caption) pairs, with all these references as the corpus; a clip may come often or never.
 
-        The reward of self-critical training (Rennie et al. 2017): a clip may come several times or not at all, and a
-        caption that did not end lacks the references' last word. About 4 ms a caption at 40 references.
+        With `ended` the end is a word, and a caption that did not end lacks the references' last one: the reward of
+        self-critical training (Rennie et al. 2017).
         """
-        words = ptb_words_of_all([caption for _, caption in captions])
+        ids, words = [i for i, _ in captions], ptb_words_of_all([caption for _, caption in captions])
+        if ended is None:
+            return self._cider(ids, map(" ".join, words))
         texts = [" ".join([*w, END] if end else w) for w, end in zip(words, ended, strict=True)]
-        return self._cider_with_ends([i for i, _ in captions], texts)
+        return self._cider_with_ends(ids, texts)
 
     @cached_property
     def _cider(self) -> "_Cider":
-        return _Cider(self._texts)
+        return _Cider(self.texts)
 
     @cached_property
     def _cider_with_ends(self) -> "_Cider":
-        return _Cider({i: [f"{text} {END}" for text in texts] for i, texts in self._texts.items()})
+        return _Cider({i: [f"{text} {END}" for text in texts] for i, texts in self.texts.items()})
 
     @cached_property
     def _bleu(self) -> list[Any]:
-        return [cook_refs(texts) for texts in self._texts.values()]
+        return [cook_refs(texts) for texts in self.texts.values()]
 
     def score_both(
         self, predictions: Mapping[str, str], metrics: Sequence[str]
@@ -90,15 +94,15 @@ class References:
         """{name: (score of the corpus, scores of the clips in the references' order)}; see `score`."""
         if unknown := [m for m in metrics if m not in METRICS]:
             raise UserError(f"unknown metric {_some(unknown)}: take some of {', '.join(METRICS)}")
-        if unknown := [i for i in predictions if i not in self._texts]:
+        if unknown := [i for i in predictions if i not in self.texts]:
             raise UserError(f"predictions for {_some(unknown)} without references: add those or leave the clips out")
-        if missing := [i for i in self._texts if i not in predictions]:
+        if missing := [i for i in self.texts if i not in predictions]:
             raise UserError(
-                f"no prediction for {_some(missing)} of the {len(self._texts)} clips with references: caption them "
+                f"no prediction for {_some(missing)} of the {len(self.texts)} clips with references: caption them "
                 "too, or score against the references of the captioned clips alone"
             )
-        texts = [" ".join(words) for words in ptb_words_of_all([predictions[i] for i in self._texts])]
-        hypotheses = {i: [text] for i, text in zip(self._texts, texts, strict=True)}
+        texts = [" ".join(words) for words in ptb_words_of_all([predictions[i] for i in self.texts])]
+        hypotheses = {i: [text] for i, text in zip(self.texts, texts, strict=True)}
         scores: dict[str, tuple[float | None, Sequence[float | None]]] = {}
         if "Bleu" in metrics:
             scorer = BleuScorer(n=4)
@@ -107,33 +111,47 @@ class References:
             for n, of_both in enumerate(zip(*scorer.compute_score("closest"), strict=True), start=1):
                 scores[f"Bleu_{n}"] = of_both
         if "METEOR" in metrics:
-            scores["METEOR"] = _meteor_scores(self._texts, hypotheses)
+            scores["METEOR"] = _meteor_scores(self.texts, hypotheses)
         if "ROUGE_L" in metrics:
-            mean, clips = Rouge().compute_score(self._texts, hypotheses)  # codespell:ignore rouge
+            mean, clips = Rouge().compute_score(self.texts, hypotheses)  # codespell:ignore rouge
             scores["ROUGE_L"] = float(mean), clips.tolist()
         if "CIDEr" in metrics:
-            values = self._cider(list(self._texts), texts)
+            values = self._cider(list(self.texts), texts)
             scores["CIDEr"] = sum(values) / len(values), values
         return scores
 
 
 class _Cider:
-    """CIDEr against fixed references: their n-grams and document frequencies are counted once."""
+    """CIDEr against fixed references, whose n-grams are weighed once: the toolkit does so again for every caption."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        self.ngrams = {i: [precook(text, 4) for text in texts] for i, texts in references.items()}
-        # A Counter, since the scorer asks for unknown n-grams and a defaultdict would keep every one of them.
-        self.document_frequency = Counter(ngram for clip in self.ngrams.values() for ngram in set().union(*clip))
+        ngrams = {i: [precook(text, 4) for text in texts] for i, texts in references.items()}
+        clips = Counter(ngram for clip in ngrams.values() for ngram in set().union(*clip))
+        self.rarest = math.log(len(ngrams))  # weight of an n-gram that one clip has, or none
+        self.idf = {ngram: self.rarest - math.log(count) for ngram, count in clips.items()}
+        self.references = {i: [self._weigh(counts) for counts in clip] for i, clip in ngrams.items()}
 
-    def __call__(self, ids: Sequence[str], texts: Sequence[str]) -> list[float]:
+    def _weigh(self, counts: Mapping[tuple, int]) -> tuple[dict[tuple, float], list[float], int]:
+        """TF-IDF of a caption's n-grams, their norm for each n, and the caption's length, in bigrams."""
+        weights = {ngram: count * self.idf.get(ngram, self.rarest) for ngram, count in counts.items()}
+        squares = [0.0] * 4
+        for ngram, weight in weights.items():
+            squares[len(ngram) - 1] += weight**2
+        return weights, list(map(math.sqrt, squares)), sum(n for ngram, n in counts.items() if len(ngram) == 2)
+
+    def __call__(self, ids: Iterable[str], texts: Iterable[str]) -> list[float]:
         """CIDEr of each text against the references of its clip."""
-        scorer = CiderScorer(n=4, sigma=6.0)
-        scorer.document_frequency = self.document_frequency
-        values: list[float] = []
+        values = []
         for i, text in zip(ids, texts, strict=True):
-            scorer.ctest = [precook(text, 4)]
-            scorer.crefs = [self.ngrams[i], *[None] * (len(self.ngrams) - 1)]  # its length tells the number of clips
-            values += map(float, scorer.compute_cider())
+            (weights, norms, length), total = self._weigh(precook(text, 4)), 0.0
+            for others, their_norms, their_length in self.references[i]:
+                products = [0.0] * 4
+                for ngram, weight in weights.items():
+                    if theirs := others.get(ngram):
+                        products[len(ngram) - 1] += min(weight, theirs) * theirs
+                cosines = [p / (a * b or 1.0) for p, a, b in zip(products, norms, their_norms, strict=True)]
+                total += sum(cosines) / 4 * math.exp(-((length - their_length) ** 2) / (2 * 6.0**2))
+            values.append(10 * total / len(self.references[i]))
         return values
 
 
