@@ -14,7 +14,14 @@ from vcutils.corpus import read_splits
 from vcutils.decode import predict
 from vcutils.runtime.capture import VideoError
 from vcutils.scores import coco as metrics
-from vcutils.scores.baselines import constant_caption, human_line, nearest_captions, typical_caption
+from vcutils.scores.baselines import (
+    constant_caption,
+    human_line,
+    nearest_captions,
+    training_captions,
+    typical_caption,
+)
+from vcutils.scores.diagnostics import MEASURES, diagnostics_table
 from vcutils.scores.report import evaluate, plot_examples, protocol, score_table
 from vcutils.scores.runs import Run, sister_runs
 
@@ -41,7 +48,7 @@ def test_predictions_file_has_the_contracts_shape(run, result):
 
 def test_metrics_file_has_the_contracts_shape(run, result):
     written = json.loads((run.folder / "metrics_test.json").read_text(encoding="utf-8"))
-    assert written == result and set(written) == {"scores", "protocol", "baselines", "seeds"}
+    assert written == result and set(written) == {"scores", "protocol", "baselines", "diagnostics", "seeds"}
     assert set(written["scores"]) == METRICS
     for name, value in written["scores"].items():
         assert value is None or 0 <= value <= (10 if name == "CIDEr" else 1), name
@@ -68,6 +75,17 @@ def test_baselines_stand_beside_the_scores(result):
     assert result["baselines"]["one reference against the others"]["Bleu_1"] < 1, (
         "a reference was scored against itself"
     )
+
+
+def test_diagnostics_stand_beside_their_floor_and_human_line(result):
+    model, floor, human = result["diagnostics"].values()
+    assert list(result["diagnostics"]) == ["this model", "constant caption", "one reference"]
+    assert set(model) == set(floor) == set(human) == set(MEASURES)
+    assert floor["copied"] == 1 and floor["self_bleu"] == pytest.approx(1, abs=1e-6) and floor["clip_nats"] == 0
+    assert human["distinct_2"] > floor["distinct_2"] and human["vocabulary"] > floor["vocabulary"]
+    assert model["best_of_beam"] >= 0 and floor["best_of_beam"] is human["best_of_beam"] is None
+    assert model["clip_nats"] is not None and human["clip_nats"] is not None
+    assert len(diagnostics_table(result["diagnostics"]).splitlines()) == 1 + len(MEASURES)
 
 
 def test_protocol_tells_what_a_reader_must_know(run, result):
@@ -140,7 +158,8 @@ def test_constant_caption_reads_the_training_split_alone(toy_data):
         i: ["the best of all", f"c {i}"] if i in toy_data.splits["train"] else ["zebra"] for i in toy_data.captions
     }
     guarded = TrainOnly(captions, toy_data.splits["train"])
-    assert constant_caption(dataclasses.replace(toy_data, captions=guarded)) == "the best of all"
+    training = training_captions(dataclasses.replace(toy_data, captions=guarded))
+    assert constant_caption(training) == "the best of all"
 
 
 def test_nearest_caption_comes_from_the_most_similar_training_clip(toy_data):
@@ -160,7 +179,8 @@ def test_human_line_leaves_the_judged_caption_out():
         "a": ["one two three four five", "six seven eight nine ten"],
         "b": ["a b c d e", "f g h i j"],
     }
-    assert human_line(references)["Bleu_1"] == pytest.approx(0, abs=1e-6)
+    captions, others = human_line(references)
+    assert others.score(captions)["Bleu_1"] == pytest.approx(0, abs=1e-6)
     assert references["a"] == ["one two three four five", "six seven eight nine ten"], "the caller's lists are changed"
     assert human_line({"a": ["only one"]}) is None
 

@@ -6,7 +6,7 @@ carries the attention row of every word: the weights over frames that the word w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Hypothesis:
     word_log_probs: np.ndarray  # (L,)
     attention: np.ndarray  # (L, T): row t holds the weights over frames that word t was said with
     end_attention: np.ndarray | None  # (T,) for <end>; None when the caption was cut at max_length
+    others: list["Hypothesis"] = field(default_factory=list)  # the clip's other beams, best first
 
     @property
     def caption(self) -> str:
@@ -140,8 +141,9 @@ def predict(
     sources, hypotheses = ids if sources is None else sources, []
     for start in range(0, len(sources), CLIPS_AT_ONCE):
         arrays = [store[i] for i in sources[start : start + CLIPS_AT_ONCE]]
-        beams = generate(model, vocabulary, *pad_frames(arrays), config)
-        hypotheses += [clip[0] for clip in beams]
+        for best, *others in generate(model, vocabulary, *pad_frames(arrays), config):
+            best.others = others
+            hypotheses.append(best)
     return dict(zip(ids, hypotheses, strict=True))
 
 

@@ -15,7 +15,7 @@ from vcutils.attention.measures import ground, grounding_table, read_events
 from vcutils.corpora import open_run, sample
 from vcutils.decode import captions_of
 from vcutils.runtime.backbones import load_backbone
-from vcutils.scores.baselines import constant_caption, human_line
+from vcutils.scores.baselines import constant_caption, human_line, training_captions
 from vcutils.scores.coco import References
 from vcutils.scores.naming import naming
 from vcutils.scores.runs import Run
@@ -74,8 +74,10 @@ def probe(features: torch.Tensor, shown: list[tuple[int, int]], changes: list[in
 def floor_and_human(run: Run) -> None:
     """Print the best constant caption's scores beside one reference against the others, test split."""
     references = {i: list(run.data.captions[i]) for i in run.data.splits["test"]}
-    constant = constant_caption(run.data)
-    floor, human = References(references).score(dict.fromkeys(references, constant)), human_line(references)
+    constant = constant_caption(training_captions(run.data))
+    floor = References(references).score(dict.fromkeys(references, constant))
+    captions, others = human_line(references)
+    human = others.score(captions)
     for name, scores in (("one reference against the others", human), (f"constant: {constant}", floor)):
         shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items() if value is not None)
         print(f"  {name}: {shown}")

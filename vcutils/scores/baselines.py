@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vcutils.dataset import CaptionData
-from vcutils.scores import coco
-from vcutils.vocab import tokenize
+from vcutils.scores.coco import References
+from vcutils.scores.ptb import ptb_words
 
 # BLEU-4, METEOR, ROUGE-L, CIDEr × 100 on MSVD's official test split as published: to see where one stands, not a
 # contest, since features and tokenization differ from row to row.
@@ -22,15 +22,19 @@ PUBLISHED_MSVD = {
 }
 
 
-def constant_caption(data: CaptionData, candidates: int = 100) -> str:
+def training_captions(data: CaptionData) -> References:
+    """The training clips' captions, cut into words; nothing of the other splits is read."""
+    return References({i: list(data.captions[i]) for i in data.splits["train"]})
+
+
+def constant_caption(training: References, candidates: int = 100) -> str:
     """The floor: the one caption with the highest BLEU-4 when every training clip gets it.
 
-    The candidates are the most frequent captions of the training split; nothing of the other splits is read.
+    The candidates are the most frequent captions of the training clips.
     """
-    train = data.splits["train"]
-    counts = Counter(" ".join(tokenize(c)) for i in train for c in data.captions[i])
-    sample = list(train)[:: max(1, len(train) // 200)]
-    scorer = coco.References({i: list(data.captions[i]) for i in sample})
+    counts = Counter(text for texts in training.texts.values() for text in texts)
+    sample = list(training.texts)[:: max(1, len(training.texts) // 200)]
+    scorer = References({i: training.texts[i] for i in sample})
     frequent = [caption for caption, _ in counts.most_common(candidates)]
     return max(frequent, key=lambda c: scorer.score({i: c for i in sample}, ("Bleu",))["Bleu_4"] or 0.0)
 
@@ -49,16 +53,16 @@ def nearest_captions(data: CaptionData, ids: Sequence[str]) -> dict[str, str]:
 
 def typical_caption(captions: Sequence[str]) -> str:
     """The caption that shares the most words with the clip's other captions (Jaccard, first of equals)."""
-    words = [set(tokenize(c)) for c in captions]
+    words = [set(ptb_words(c)) for c in captions]
     overlap = [sum(len(a & b) / max(1, len(a | b)) for b in words) for a in words]
     return captions[int(np.argmax(overlap))]
 
 
-def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> dict[str, float | None] | None:
-    """Scores of one reference per clip, drawn by `seed`, against the clip's others; None when clips have only one."""
+def human_line(references: Mapping[str, Sequence[str]], seed: int = 0) -> tuple[dict[str, str], References] | None:
+    """One reference per clip, drawn by `seed`, and the clip's others to judge it by; None when clips have only one."""
     several = {i: list(refs) for i, refs in references.items() if len(refs) > 1}
     if not several:
         return None
     generator = np.random.default_rng(seed)
     drawn = {i: refs.pop(int(generator.integers(len(refs)))) for i, refs in several.items()}
-    return coco.References(several).score(drawn)
+    return drawn, References(several)

@@ -20,38 +20,40 @@ from vcutils.decode import Hypothesis, captions_of
 from vcutils.runtime.files import holding, note, write_text
 from vcutils.runtime.sampler import derange
 from vcutils.runtime.store import backbone_of
-from vcutils.scores.baselines import constant_caption, human_line, nearest_captions
+from vcutils.scores.baselines import constant_caption, human_line, nearest_captions, training_captions
 from vcutils.scores.coco import References, Scores
+from vcutils.scores.diagnostics import diagnose
 from vcutils.scores.runs import Run, sister_runs
 
 
 def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
     """Caption a split, score it beside its baselines, and write predictions_<split>.json and metrics_<split>.json.
 
-    Returns {"scores", "protocol", "baselines", "seeds"}; scores are fractions under the COCO toolkit's names, "seeds"
-    their mean and sd over this run and its sisters, if any. Raises UserError for a split unknown or in evaluation.
+    Returns {"scores", "protocol", "baselines", "diagnostics", "seeds"}; scores are fractions under the COCO toolkit's
+    names, diagnostics those of `diagnostics.MEASURES`, "seeds" mean and sd of the scores over this run and its sisters,
+    if any. Raises UserError for a split unknown or in evaluation.
     """
-    if split not in run.data.splits:
-        raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
-    data, ids, decode = run.data, list(run.data.splits[split]), decode or run.decode
+    data, ids, decode = run.data, ids_of(run, split), decode or run.decode
     references = {i: list(data.captions[i]) for i in ids}
     with holding(run.folder, f"evaluate-{split}"):
         runs = [run, *sister_runs(run)]
         hypotheses = [each.predict(ids, decode) for each in runs]
         shuffled = run.predict(ids, decode, sources=derange(ids, seed=0))
-        scorer = References(references)
+        scorer, training = References(references), training_captions(data)
         scores = [scorer.score(captions_of(h)) for h in hypotheses]
-        baselines: dict[str, Any] = {
-            "constant caption": scorer.score(dict.fromkeys(ids, constant_caption(data))),
-            "nearest training clip": scorer.score(nearest_captions(data, ids)),
-            "other clips' features": scorer.score(captions_of(shuffled)),
+        lines = {
+            "constant caption": (dict.fromkeys(ids, constant_caption(training)), scorer),
+            "nearest training clip": (nearest_captions(data, ids), scorer),
+            "other clips' features": (captions_of(shuffled), scorer),
         }
-        if (human := human_line(references)) is not None:
-            baselines["one reference against the others"] = human
+        diagnosed = {"this model": (captions_of(hypotheses[0]), scorer), "constant caption": lines["constant caption"]}
+        if human := human_line(references):
+            lines["one reference against the others"] = diagnosed["one reference"] = human
         result = {
             "scores": scores[0],
             "protocol": protocol(runs, split, decode),
-            "baselines": baselines,
+            "baselines": {name: judge.score(captions) for name, (captions, judge) in lines.items()},
+            "diagnostics": diagnose(run, hypotheses[0], diagnosed, training),
             "seeds": over_seeds(scores) if len(runs) > 1 else None,
         }
         predictions = {}
@@ -62,6 +64,13 @@ def evaluate(run: Run, split: str = "test", decode: DecodeConfig | None = None) 
         line = ", ".join(f"{name} {value:.3f}" for name, value in scores[0].items() if value is not None)
         note(run.folder.parent.parent, f"evaluate {run.folder.name}, {split}, {len(ids)} clips: {line}")
     return result
+
+
+def ids_of(run: Run, split: str) -> list[str]:
+    """The clips of a split. Raises UserError for an unknown one."""
+    if split not in run.data.splits:
+        raise UserError(f"unknown split {split!r}: take one of {', '.join(run.data.splits)}")
+    return list(run.data.splits[split])
 
 
 def over_seeds(scores: Sequence[Scores]) -> dict[str, dict[str, Any]]:
@@ -102,12 +111,16 @@ def protocol(runs: Sequence[Run], split: str, decode: DecodeConfig) -> dict[str,
 
 def score_table(result: Mapping[str, Any], model_name: str = "this model") -> str:
     """Scores × 100 and baselines as aligned text, the model's row first."""
-    names = [n for n, v in result["scores"].items() if v is not None]
     rows = {model_name: result["scores"]}
     if result.get("seeds"):
         rows[f"mean of {len(result['protocol']['seeds'])} seeds"] = result["seeds"]["mean"]
         rows["± standard deviation"] = result["seeds"]["sd"]
-    rows |= result["baselines"]
+    return aligned(rows | result["baselines"])
+
+
+def aligned(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows of scores × 100 as aligned text; scores that the first row lacks are left out."""
+    names = [n for n, v in next(iter(rows.values())).items() if v is not None]
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{n:>9}" for n in names)]
     for row, scores in rows.items():

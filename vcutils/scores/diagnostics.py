@@ -1,0 +1,172 @@
+"""What scores do not say: are captions varied, copied, about this clip, and did ranking choose the best of them?
+
+Words are those of the scores (`scores.ptb`). Each number stands beside that of a floor, one caption for all clips, and
+that of people, one reference of each clip against its others.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test, precook
+from torch.utils.data import DataLoader
+
+from vcutils.dataset import collate
+from vcutils.decode import CLIPS_AT_ONCE, Hypothesis
+from vcutils.runtime.fast import TrainingModel, fast_loss
+from vcutils.runtime.sampler import derange
+from vcutils.scores.coco import References
+from vcutils.scores.ptb import ptb_words_of_all
+from vcutils.scores.runs import Run
+from vcutils.vocab import END, PAD, START, UNK, tokenize
+
+MEASURES = {  # by which factor and with how many decimals each is printed, and what it is
+    "vocabulary": (1, 0, "different words in all captions"),
+    "distinct_1": (100, 1, "% of the words are different ones; it falls with the number of captions"),
+    "distinct_2": (100, 1, "% of the pairs of words in a row are different ones"),
+    "copied": (100, 1, "% of the captions stand in the training split, word for word"),
+    "self_bleu": (100, 1, "BLEU-4 × 100 of each caption against the others: 100 = all alike"),
+    "best_of_beam": (100, 1, "CIDEr × 100 that ranking costs: best of the beam minus the chosen one"),
+    "invented": (100, 1, "% of the content words are in none of the clip's references"),
+    "retrieved": (100, 1, "% of the captions find their own clip first (R@1, TF-IDF cosine)"),
+    "median_rank": (1, 1, "rank of the own clip when a caption searches the split's references"),
+    "clip_nats": (1, 2, "nats: log p(caption | clip) - log p(caption | another clip), this model"),
+}
+CONTENT_IDF = 2.0
+Texts = Mapping[str, Sequence[str]]  # {id: words of a caption}, or {id: captions}, their words joined by blanks
+
+
+def diagnose(
+    run: Run,
+    hypotheses: Mapping[str, Hypothesis],
+    lines: Mapping[str, tuple[Mapping[str, str], References]],
+    training: References,
+) -> dict[str, dict[str, float | None]]:
+    """{line: {name: value}} with the names of MEASURES; None where a measure means nothing.
+
+    `lines` are captions by id, and the references that judge them: those of `hypotheses` come first, then the floor,
+    and last, where clips have several references, the human line. `training` are the training clips' captions.
+    """
+    sentences, common = {text for texts in training.texts.values() for text in texts}, common_words(training.texts)
+    rows = {}
+    for name, (captions, references) in lines.items():
+        words = dict(zip(captions, ptb_words_of_all(list(captions.values())), strict=True))
+        rows[name] = measure(words, references.texts, sentences, common)
+    model, floor, *human = lines
+    rows[model]["best_of_beam"] = best_of_beam(hypotheses, lines[model][1])
+    rows[model]["clip_nats"] = clip_nats(run, {i: h.words for i, h in hypotheses.items()})
+    rows[floor]["clip_nats"] = 0.0  # exactly: each clip is once the own one and once the other
+    for name in human:
+        rows[name]["clip_nats"] = clip_nats(run, {i: tokenize(caption) for i, caption in lines[name][0].items()})
+    return rows
+
+
+def common_words(training: Texts) -> set[str]:
+    """What is no content word: words that the captions of one in e² training clips or more have (idf of 2 or less)."""
+    clips = Counter(word for texts in training.values() for word in set(" ".join(texts).split()))
+    return {word for word, count in clips.items() if math.log(len(training) / count) <= CONTENT_IDF}
+
+
+def measure(captions: Texts, references: Texts, sentences: set[str], common: set[str]) -> dict[str, float | None]:
+    """What captions alone tell, by their words; `references` by id and training `sentences` are words with blanks."""
+    content = [(i, word) for i, words in captions.items() for word in words if word not in common]
+    known = {i: set(" ".join(references[i]).split()) for i in captions}
+    ranks = retrieval_ranks(captions, references)
+    return {
+        "vocabulary": len({word for words in captions.values() for word in words}),
+        "distinct_1": distinct(captions, 1),
+        "distinct_2": distinct(captions, 2),
+        "copied": float(np.mean([" ".join(words) in sentences for words in captions.values()])),
+        "self_bleu": self_bleu([" ".join(words) for words in captions.values()]),
+        "best_of_beam": None,
+        "invented": float(np.mean([word not in known[i] for i, word in content])) if content else None,
+        "retrieved": float(np.mean(ranks == 1)),
+        "median_rank": float(np.median(ranks)),
+        "clip_nats": None,
+    }
+
+
+def distinct(captions: Texts, n: int) -> float:
+    """Different n-grams as a share of all (Li et al. 2016, section 5.3)."""
+    ngrams = [tuple(words[k : k + n]) for words in captions.values() for k in range(len(words) - n + 1)]
+    return len(set(ngrams)) / max(1, len(ngrams))
+
+
+def self_bleu(texts: Sequence[str]) -> float | None:
+    """BLEU-4 of each text against all the others, pooled (Zhu et al. 2018, section 3); None for a single one."""
+    if len(texts) < 2:
+        return None
+    cooked = [precook(text, 4) for text in texts]
+    lengths = Counter(length for length, _ in cooked)
+    most: dict[tuple, list[int]] = {}  # how often the two texts that repeat an n-gram most have it
+    for _, counts in cooked:
+        for ngram, count in counts.items():
+            most[ngram] = sorted([*most.get(ngram, [0, 0]), count])[1:]
+    scorer = BleuScorer(n=4)
+    for text, (length, counts) in zip(texts, cooked, strict=True):
+        others = {ngram: most[ngram][0 if most[ngram][1] == count else 1] for ngram, count in counts.items()}
+        scorer.ctest.append(cook_test(text, (list(lengths - Counter([length])), others)))
+    return float(scorer.compute_score("closest")[0][3])
+
+
+def retrieval_ranks(captions: Texts, references: Texts) -> np.ndarray:
+    """Rank (n,) of each caption's own clip, by TF-IDF cosine with all references of every clip; equals share theirs."""
+    documents = [Counter(" ".join(references[i]).split()) for i in captions]
+    clips = Counter(word for counts in documents for word in counts)
+    idf = {word: math.log(len(documents) / count) for word, count in clips.items()}
+    said = {word for words in captions.values() for word in words}
+    columns = {word: n for n, word in enumerate(sorted(said & idf.keys()))}
+    queries, found = np.zeros((2, len(documents), len(columns)), np.float32)
+    for row, (words, counts) in enumerate(zip(captions.values(), documents, strict=True)):
+        norm = math.hypot(*(count * idf[word] for word, count in counts.items())) or 1.0
+        for word in counts.keys() & columns.keys():
+            found[row, columns[word]] = counts[word] * idf[word] / norm
+        for word in filter(columns.__contains__, words):
+            queries[row, columns[word]] += idf[word]
+    similarity = queries @ found.T  # the caption's own norm does not change the order
+    own = similarity.diagonal()[:, None]
+    return (similarity > own).sum(axis=1) + ((similarity == own).sum(axis=1) + 1) / 2
+
+
+def best_of_beam(hypotheses: Mapping[str, Hypothesis], references: References) -> float | None:
+    """Mean over the clips of the highest CIDEr in the beam minus that of the chosen caption; None without a beam."""
+    if not any(h.others for h in hypotheses.values()):
+        return None
+    beams = [(i, beam.caption) for i, h in hypotheses.items() for beam in (h, *h.others)]
+    values = iter(references.cider(beams))
+    of_clips = [[next(values) for _ in (h, *h.others)] for h in hypotheses.values()]
+    return float(np.mean([max(of_clip) - of_clip[0] for of_clip in of_clips]))
+
+
+@torch.no_grad()
+def clip_nats(run: Run, captions: Texts) -> float:
+    """How much likelier captions, with their <end>, are for their own clip than for another one: mean, in nats."""
+    network, index, gain = TrainingModel(run.model).eval(), run.vocabulary.index, 0.0
+    device, ids = next(run.model.parameters()).device, list(captions)
+    for sources, sign in ((ids, -1), (derange(ids, seed=0), 1)):
+        items = [
+            (i, run.data.store[source], [[START, *(index.get(word, UNK) for word in captions[i]), END]])
+            for i, source in zip(ids, sources, strict=True)
+        ]
+        for batch in DataLoader(items, CLIPS_AT_ONCE, collate_fn=collate):  # type: ignore
+            batch = send_to_device(batch, device)
+            gain += sign * float(fast_loss(network, batch, PAD)) * int((batch.targets != PAD).sum())
+    return gain / len(ids)
+
+
+def diagnostics_table(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per measure as aligned text, with what it is."""
+    rows = [["", *diagnostics, ""]]
+    for name, (factor, decimals, reads) in MEASURES.items():
+        values = [line[name] for line in diagnostics.values()]
+        rows.append([name, *("–" if v is None else f"{factor * v:.{decimals}f}" for v in values), reads])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells, reads in rows:
+        aligned = (f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:-1], strict=True))
+        lines.append(f"{name:<{widths[0]}}{''.join(aligned)}  {reads}".rstrip())
+    return "\n".join(lines)
