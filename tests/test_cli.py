@@ -194,10 +194,11 @@ def test_whole_way_from_clips_to_captions(call, tiny_corpus, snapshot, tmp_path)
 
     code, out, _ = call("evaluate", run, "--beam", "2", "--json")
     result = json.loads(out)
-    assert code == 0 and set(result) == {"scores", "protocol", "baselines", "seeds"} and result["protocol"]["beam"] == 2
+    assert code == 0 and set(result) == {"scores", "protocol", "baselines", "diagnostics", "seeds"}
+    assert result["protocol"]["beam"] == 2
     assert result == json.loads((run / "metrics_test.json").read_text(encoding="utf-8"))
     code, out, _ = call("evaluate", run, "--split", "val")
-    assert code == 0 and "Bleu_4" in out and "constant caption" in out
+    assert code == 0 and "Bleu_4" in out and "constant caption" in out and "median_rank" in out
     assert call("evaluate", run, "--split", "nope")[0] == 2
 
     clip, broken = next(iter(tiny_corpus.clips.values())), tmp_path / "broken.mp4"
@@ -264,6 +265,11 @@ def test_corpus_that_brings_features_trains_on_them(call, ready_corpus, tmp_path
     assert code == 0 and json.loads((run / "config.json").read_text())["features"].endswith("c3d")
     code, out, _ = call("evaluate", run, "--beam", "1", "--json")
     assert code == 0 and json.loads(out)["protocol"]["seeds"] == [0, 1]
+    code, out, _ = call("evaluate", run, f"{run}-seed1", "--beam", "2", "--json")
+    assert code == 0 and list(json.loads(out)["scores"]) == ["default", "default-seed1", "all together"]
+    code, out, _ = call("evaluate", run, f"{run}-seed1", "--split", "val")
+    assert code == 0 and "default-seed1" in out and "Intervals" in out
+    assert call("evaluate", run, run)[0] == call("evaluate")[0] == 2
     code, _, err = call("extract", ready_corpus, "--data", tmp_path / "data")
     assert code == 2 and "nothing to extract" in err
     code, _, err = call("caption", run, tmp_path / "any.mp4")

@@ -22,6 +22,7 @@ from vcutils.config import Config, DecodeConfig, ModelConfig, TrainConfig, UserE
 CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folder")]
 FeaturesArg = Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")]
 RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
+RunArgs = Annotated[list[Path], Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>, one or several")]
 ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files")]
 SplitArg = Annotated[Literal["train", "val", "test"], arg(help="the split to measure on")]
 SeedsArg = Annotated[int, arg(help="how many runs, with seeds S, S+1, …")]
@@ -164,14 +165,25 @@ def ablate(
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
-def evaluate(run: RunArg, split: SplitArg = "test", beam: BeamArg = None, as_json: JsonArg = False) -> int:
-    """Caption a split and score it, beside a floor and a human line."""
-    from vcutils.scores import report
+def evaluate(runs: RunArgs, split: SplitArg = "test", beam: BeamArg = None, as_json: JsonArg = False) -> int:
+    """Caption a split and score it, beside a floor and a human line.
 
-    opened, decode = _run(run, beam)
-    result = report.evaluate(opened, split, decode)
+    Several runs: one table, the differences in CIDEr with their intervals, and what the runs say together.
+    """
+    from vcutils.scores import compare, diagnostics, report
+
+    if not runs:
+        raise UserError("evaluate: name at least one run")
+    opened, decode = _run(runs[0], beam)
+    if len(runs) > 1:
+        result = compare.compare([opened, *(_run(run, None)[0] for run in runs[1:])], split, decode)
+        table = compare.comparison_table(result)
+    else:
+        result = report.evaluate(opened, split, decode)
+        tables = report.score_table(result, opened.folder.name), diagnostics.diagnostics_table(result["diagnostics"])
+        table = "\n\n".join(tables)
     short = {name: value for name, value in result["protocol"].items() if name != "versions"}
-    return _print(result, as_json, short=short, table=report.score_table(result, run.resolve().name))
+    return _print(result, as_json, short=short, table=table)
 
 
 def score(

@@ -19,6 +19,7 @@ from vcutils.dataset import pad_frames
 from vcutils.decode import Hypothesis, captions_of
 from vcutils.model import CaptionModel
 from vcutils.scores.coco import References
+from vcutils.scores.compare import mean_with_interval
 from vcutils.scores.runs import Run, sister_runs
 from vcutils.vocab import START, UNK, Vocabulary, tokenize
 
@@ -131,19 +132,6 @@ def _deletion(run: Run, hypotheses: Hypotheses) -> list[Row]:
         reads = f"hiding a word's frames costs it this much more than hiding {name} ones ({len(drops)} words)"
         rows.append((f"deletion against {name}", f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]", "0", reads))
     return rows
-
-
-def mean_with_interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float, float]:
-    """Mean over words and its 95 % bootstrap interval, (mean, low, high).
-
-    Whole clips are drawn, since the words of one caption lean on each other: words drawn one by one would give an
-    interval that is too narrow (Cameron, Gelbach & Miller 2008).
-    """
-    names, groups = np.unique(np.asarray(clips), return_inverse=True)
-    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
-    picks = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
-    low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
-    return float(np.mean(values)), float(low), float(high)
 
 
 def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[Row]:

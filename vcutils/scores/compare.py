@@ -1,0 +1,98 @@
+"""Several runs side by side: one table, paired intervals of their differences, and what they say together."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vcutils.config import DecodeConfig, UserError
+from vcutils.decode import captions_of
+from vcutils.runtime.files import note, write_text
+from vcutils.scores.baselines import constant_caption, human_line, training_captions
+from vcutils.scores.coco import METRICS, References, Scores
+from vcutils.scores.ensemble import together
+from vcutils.scores.report import aligned, ids_of, protocol
+from vcutils.scores.runs import Run
+
+TOGETHER = "all together"
+
+
+def compare(runs: Sequence[Run], split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
+    """Score runs on the same clips, alone and as an ensemble; writes comparison_<split>.json beside the runs.
+
+    Returns {"scores": {run: scores}, "differences": {run: {"CIDEr", "interval", "verdict"}}, "ensemble", "protocol",
+    "baselines"}. Differences are against the first run; "ensemble" says why there is none, or is None. Raises UserError
+    for runs of one name and for runs that are not of the same clips and captions.
+    """
+    first, decode = runs[0], decode or runs[0].decode
+    ids, named = ids_of(first, split), {run.folder.name: run for run in runs}
+    references = {i: list(first.data.captions[i]) for i in ids}
+    if len(named) < len(runs):
+        raise UserError(f"{', '.join(run.folder.name for run in runs)}: two runs of one name; name each run once")
+    for other in runs[1:]:
+        if other.data.root != first.data.root or ids_of(other, split) != ids:
+            raise UserError(f"{other.folder}: not of the same {split} clips as {first.folder}; compare runs of one")
+    problem = None
+    try:
+        named[TOGETHER] = together(runs)
+    except UserError as error:
+        problem = str(error)
+    scorer, scores, ciders = References(references), {}, {}
+    for name, run in named.items():
+        both = scorer.score_both(captions_of(run.predict(ids, decode)), METRICS)
+        scores[name] = {metric: corpus for metric, (corpus, _) in both.items()}
+        ciders[name] = np.array(both["CIDEr"][1])
+    base, *others = named
+    constant = constant_caption(training_captions(first.data))
+    baselines: dict[str, Scores] = {"constant caption": scorer.score(dict.fromkeys(ids, constant))}
+    if human := human_line(references):
+        baselines["one reference against the others"] = human[1].score(human[0])
+    result = {
+        "scores": scores,
+        "differences": {name: difference(ciders[name] - ciders[base], name, base) for name in others},
+        "ensemble": problem,
+        "protocol": protocol(runs, split, decode),
+        "baselines": baselines,
+    }
+    write_text(first.folder.parent.parent / f"comparison_{split}.json", json.dumps(result, indent=1))
+    note(first.folder.parent.parent, f"evaluate {', '.join(named)}, {split}, {len(ids)} clips")
+    return result
+
+
+def difference(gains: np.ndarray, name: str, base: str) -> dict[str, Any]:
+    """Mean gain (n,) in CIDEr per clip of one run over another, its 95 % interval, and what that means in words.
+
+    Paired bootstrap over clips (Koehn 2004): both runs are scored on the same drawn clips, so that clips that are easy
+    for both do not widen the interval.
+    """
+    mean, low, high = mean_with_interval(gains.tolist(), list(map(str, range(len(gains)))))
+    verdict = f"{name} and {base} cannot be told apart by these {len(gains)} clips"
+    if low > 0 or high < 0:
+        verdict = f"{name} is {'better' if low > 0 else 'worse'} than {base}"
+    return {"CIDEr": mean, "interval": [low, high], "verdict": verdict}
+
+
+def mean_with_interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float, float]:
+    """Mean over words and its 95 % bootstrap interval, (mean, low, high).
+
+    Whole clips are drawn, since the words of one caption lean on each other: words drawn one by one would give an
+    interval that is too narrow (Cameron, Gelbach & Miller 2008).
+    """
+    names, groups = np.unique(np.asarray(clips), return_inverse=True)
+    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    picks = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
+    low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
+    return float(np.mean(values)), float(low), float(high)
+
+
+def comparison_table(result: dict[str, Any]) -> str:
+    """The rows, × 100, then a line for each difference."""
+    lines = [aligned(result["scores"] | result["baselines"]), ""]
+    for row in result["differences"].values():
+        low, high = (100 * value for value in row["interval"])
+        lines.append(f"CIDEr × 100: {100 * row['CIDEr']:+.1f} [{low:+.1f}, {high:+.1f}]  {row['verdict']}")
+    lines.append("Intervals (95 %) are over clips; another seed of the same settings may differ by as much.")
+    if result["ensemble"]:
+        lines.append(f"not all together: {result['ensemble']}")
+    return "\n".join(lines)
