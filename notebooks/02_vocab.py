@@ -36,7 +36,7 @@ from vcutils.corpora import load_corpus
 from vcutils.corpus import SPLITS, make_splits, save_splits
 from vcutils.course.pictures import split_picture
 from vcutils.dataset import CaptionDataset, collate, load_data, pad_frames
-from vcutils.scores.baselines import constant_caption
+from vcutils.scores.baselines import constant_caption, training_captions
 from vcutils.scores.coco import References
 from vcutils.vocab import END, PAD, SPECIALS, START, UNK, build_vocabulary, oov_rate, tokenize
 
@@ -347,7 +347,7 @@ for read, say in zip(inputs[b, k].tolist(), targets[b, k].tolist(), strict=True)
 references = {i: list(data.captions[i]) for i in data.splits["val"] if len(data.captions[i]) > 1}
 rng = np.random.default_rng(0)
 one = {i: rows.pop(int(rng.integers(len(rows)))) for i, rows in references.items()}  # drawn, and taken out
-sentence = constant_caption(data)
+sentence = constant_caption(training_captions(data))
 print("the sentence:", sentence)
 if references:
     scorer = References(references)

@@ -43,7 +43,8 @@ from vcutils.dataset import pad_frames
 from vcutils.decode import NEVER, captions_of, generate
 from vcutils.scores import coco
 from vcutils.scores.ablations import ablation_table
-from vcutils.scores.baselines import PUBLISHED_MSVD, constant_caption
+from vcutils.scores.baselines import PUBLISHED_MSVD, constant_caption, training_captions
+from vcutils.scores.diagnostics import MEASURES
 from vcutils.scores.naming import naming
 from vcutils.scores.ptb import ptb_words_of_all
 from vcutils.scores.report import evaluate, plot_examples
@@ -553,7 +554,7 @@ ground_truth = run.data.root / "events.json"
 if ground_truth.is_file():
     events = read_events(ground_truth)
     systems = {"this model": captions_of(predictions), "control that cannot see": blind_captions}
-    systems["constant caption"] = dict.fromkeys(test, constant_caption(run.data))
+    systems["constant caption"] = dict.fromkeys(test, constant_caption(training_captions(run.data)))
     systems["the first reference of each clip"] = {i: run.data.captions[i][0] for i in test}
     rows = {}
     for name, said in systems.items():
@@ -570,6 +571,27 @@ else:
 # *Right* means: of all things (or changes) that the clips show, this share is named. *Complete* means that a clip of three
 # scenes has all its things named. None of these shares minds a caption that also tells what the clip does not show. Compare
 # the words per caption with the references', and look for such captions among those with the lowest CIDEr below.
+
+# %% [markdown]
+# ## What scores do not say
+#
+# - Are the captions varied? Copied from training? About *this* clip? The measures below ask that.
+# - A *content word* is one that few training clips have in their captions (idf above `2`). TF-IDF weighs words as CIDEr does.
+# - Each number stands beside that of the floor and of the human line, with a dash where it means nothing.
+
+# %%
+diagnosed, rows = result["diagnostics"], {}
+for name, (factor, decimals, meaning) in MEASURES.items():
+    values = [line[name] for line in diagnosed.values()]
+    rows[name] = [*("–" if value is None else f"{factor * value:.{decimals}f}" for value in values), meaning.replace("|", "\\|")]
+show_table(["measure", *diagnosed, "what it is"], rows)
+
+# %% [markdown]
+# - `clip_nats` and `retrieved` ask whether a caption is about its own clip: 0 nats would mean that it fits another one as
+#   well. A corpus with clips that look alike makes both harder, also for people.
+# - `best_of_beam` is what could be won if the references chose among the beams: the search has found better captions than
+#   the one that it ranks first.
+# - Few different words and a high `self_bleu` mean captions that are alike, whatever their scores.
 
 # %% [markdown]
 # ## The captions themselves
