@@ -43,7 +43,7 @@ notebooks: $(READY)
 	@out=$$($(BIN)/python -c "from vcutils.config import Config; print(Config.from_env().artifacts / 'notebooks')") && \
 	echo "what each stage does is told in $$(dirname "$$out")/log.txt" && \
 	for notebook in $(wordlist $(FROM),9,$(NOTEBOOKS)); do \
-	  $(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
+	  $(BIN)/jupyter-nbconvert --log-level WARN --execute --to notebook --output-dir "$$out" $$notebook && \
 	  echo "done: $$out/$$(basename $$notebook)" || exit 1; \
 	done && \
 	$(BIN)/python -m vcutils.course.export "$$out" && \
@@ -87,7 +87,7 @@ lab: $(READY)
 outputs: $(READY)
 	for notebook in $(NOTEBOOKS:.ipynb=); do \
 	  $(BIN)/jupytext --quiet --update --to notebook $$notebook.py && \
-	  VCUTILS_PROFILE=sample VCUTILS_CORPUS= TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level WARN --execute --inplace \
+	  VCUTILS_PROFILE=sample VCUTILS_CORPUS= TQDM_DISABLE=1 $(BIN)/jupyter-nbconvert --log-level WARN --execute --inplace \
 	    --to notebook --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $$notebook.ipynb || exit 1; \
 	done
 
