@@ -22,7 +22,7 @@ from vcutils.runtime.sampler import derange
 from vcutils.scores.coco import References
 from vcutils.scores.ptb import ptb_words_of_all
 from vcutils.scores.runs import Run
-from vcutils.vocab import END, PAD, START, UNK, tokenize
+from vcutils.vocab import END, PAD, START, UNK
 
 MEASURES = {  # by which factor and with how many decimals each is printed, and what it is
     "vocabulary": (1, 0, "different words in all captions"),
@@ -52,16 +52,17 @@ def diagnose(
     and last, where clips have several references, the human line. `training` are the training clips' captions.
     """
     sentences, common = {text for texts in training.texts.values() for text in texts}, common_words(training.texts)
-    rows = {}
+    rows: dict[str, dict[str, float | None]] = {}
+    words: dict[str, Texts] = {}
     for name, (captions, references) in lines.items():
-        words = dict(zip(captions, ptb_words_of_all(list(captions.values())), strict=True))
-        rows[name] = measure(words, references.texts, sentences, common)
+        words[name] = dict(zip(captions, ptb_words_of_all(list(captions.values())), strict=True))
+        rows[name] = dict.fromkeys(MEASURES) | measure(words[name], references.texts, sentences, common)
     model, floor, *human = lines
     rows[model]["best_of_beam"] = best_of_beam(hypotheses, lines[model][1])
     rows[model]["clip_nats"] = clip_nats(run, {i: h.words for i, h in hypotheses.items()})
     rows[floor]["clip_nats"] = 0.0  # exactly: each clip is once the own one and once the other
     for name in human:
-        rows[name]["clip_nats"] = clip_nats(run, {i: tokenize(caption) for i, caption in lines[name][0].items()})
+        rows[name]["clip_nats"] = clip_nats(run, words[name])
     return rows
 
 
@@ -82,11 +83,9 @@ def measure(captions: Texts, references: Texts, sentences: set[str], common: set
         "distinct_2": distinct(captions, 2),
         "copied": float(np.mean([" ".join(words) in sentences for words in captions.values()])),
         "self_bleu": self_bleu([" ".join(words) for words in captions.values()]),
-        "best_of_beam": None,
         "invented": float(np.mean([word not in known[i] for i, word in content])) if content else None,
         "retrieved": float(np.mean(ranks == 1)),
         "median_rank": float(np.median(ranks)),
-        "clip_nats": None,
     }
 
 
