@@ -90,9 +90,10 @@ def test_the_models_of_these_tests_end_sometimes_and_sometimes_not(decided, voca
     assert 4 < sum(ended) < len(ended) - 4
 
 
+@pytest.mark.parametrize("attention", ["additive", "dot"])
 @pytest.mark.parametrize("beam_size", [1, 3, 5])
-def test_batch_equals_one_by_one(decided, vocabulary, clips, beam_size):
-    model, (features, mask) = decided(0.5, seed=2), clips
+def test_batch_equals_one_by_one(decided, vocabulary, clips, beam_size, attention):
+    model, (features, mask) = decided(0.5, seed=2, attention=attention), clips
     config = DecodeConfig(beam_size=beam_size, max_length=7)
     together = generate(model, vocabulary, features, mask, config)
     for row, count, hypotheses in zip(features, lengths(mask), together, strict=True):

@@ -18,6 +18,7 @@ from vcutils.vocab import END, PAD, START
 SWITCHES = [
     {},
     {"attention": "uniform"},
+    {"attention": "dot"},
     {"encoder": "none"},
     {"attention": "uniform", "encoder": "none"},
     {"max_frames": 2},
@@ -81,7 +82,7 @@ def test_both_are_equal_in_training_when_nothing_is_dropped(small_model, make_ba
     assert (plain - fast_loss(TrainingModel(model), batch, PAD)).abs() < 1e-6
 
 
-@pytest.mark.parametrize("attention", ["additive", "uniform"])
+@pytest.mark.parametrize("attention", ["additive", "dot", "uniform"])
 def test_nothing_is_computed_for_padding(small_model, make_batch, monkeypatch, attention):
     model, batch, rows = small_model(attention=attention), make_batch(3), []
     real = TrainingModel._attend

@@ -13,7 +13,7 @@ from vcutils.runtime.frames import middle_frames
 from vcutils.video import frame_indices
 from vcutils.vocab import END, PAD, SPECIALS, START, Vocabulary
 
-SWITCHES = [{}, {"attention": "uniform"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
+SWITCHES = [{}, {"attention": "uniform"}, {"attention": "dot"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
 
 
 @pytest.fixture
@@ -68,13 +68,29 @@ def test_attention_depends_on_the_frames_and_on_the_word(small_model, batch):
     assert not torch.allclose(weights[0, 0, 0], weights[0, 0, 2], atol=1e-4), "the same frames for every word"
 
 
+def test_dot_attention_goes_by_directions_of_single_frames(small_model, random_clips):
+    features, mask = random_clips([5])
+    model = small_model(attention="dot", sharpness=2)
+    keys = model.encode(features, mask).keys
+    assert torch.allclose(keys.norm(dim=-1), torch.ones(1, 5))
+    changed = features.clone()
+    changed[0, 2] += 1
+    moved = (model.encode(changed, mask).keys - keys).abs().sum(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, False, False], "a BiLSTM must not mix the keys"
+    attention = model.decoder.attention
+    for frame in range(5):  # a query that points where a frame's key does finds that frame, however long it is
+        weights = attention.weigh(3 * keys[:, None, frame, None], keys[:, None], mask[:, None])
+        assert weights.argmax() == frame
+        assert torch.allclose(weights, attention.weigh(keys[:, None, frame, None], keys[:, None], mask[:, None]))
+
+
 def test_uniform_attention_gives_every_frame_the_same(small_model, batch):
     _, weights = small_model(attention="uniform")(batch.features, batch.frame_mask, batch.inputs)
     for b, count in enumerate((6, 2, 4)):
         assert torch.allclose(weights[b, :, :, :count], torch.tensor(1 / count))
 
 
-@pytest.mark.parametrize("switches", SWITCHES[:3], ids=str)
+@pytest.mark.parametrize("switches", SWITCHES[:4], ids=str)
 def test_a_clip_is_told_alone_as_among_others(small_model, batch, switches):
     """Neither the padding nor the other clips of a batch change a clip's result."""
     model = small_model(sharpness=2, **switches)
@@ -87,7 +103,7 @@ def test_a_clip_is_told_alone_as_among_others(small_model, batch, switches):
         assert torch.allclose(weights[b : b + 1, :, :, :count], alone_weights, atol=1e-6)
 
 
-@pytest.mark.parametrize("switches", SWITCHES[:3], ids=str)
+@pytest.mark.parametrize("switches", SWITCHES[:4], ids=str)
 def test_what_stands_in_the_padding_does_not_matter(small_model, batch, switches, loss_of):
     model = small_model(sharpness=2, **switches)
     before = loss_of(model, batch)
@@ -220,7 +236,7 @@ def test_clip_without_frames_is_refused(small_model, random_clips):
         small_model().encode(features, mask)
 
 
-@pytest.mark.parametrize("attention", ["additive", "uniform"])
+@pytest.mark.parametrize("attention", ["additive", "dot", "uniform"])
 def test_one_batch_is_learned_by_heart_and_said_again(small_model, random_clips, vocabulary, attention, loss_of):
     features, mask = random_clips([6, 2, 4, 5])
     captions = torch.full((4, 1, 7), PAD)

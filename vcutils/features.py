@@ -36,9 +36,8 @@ def frame_features(backbone: Backbone, frame: np.ndarray) -> Tensor:
 
 def clip_features(backbone: Backbone, path: Path, config: ExtractConfig) -> tuple[Tensor, Frames]:
     """Features (T, D) of one clip, and its frames as the network sees them. Raises VideoError."""
-    worker = Worker(config.num_frames, backbone.resize, config.patience, threads=cpu_count())
-    with closing(worker):
-        frames = worker(path)
+    with closing(Worker(config.num_frames, backbone.resize, config.patience, cpu_count())) as read:
+        frames = read(path)
     return backbone(np.stack(frames.images)), frames
 
 

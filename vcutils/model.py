@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
@@ -47,34 +47,41 @@ class Encoder(nn.Module):
         """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""
         frames = self.dropout(torch.relu(self.project(features)))  # (B, T, C)
         if self.lstm is not None:
-            lengths = mask.sum(dim=1).cpu()
+            lengths, T = mask.sum(dim=1).cpu(), mask.shape[1]
             packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-            packed, _ = self.lstm(packed)
-            around, _ = pad_packed_sequence(packed, batch_first=True, total_length=mask.shape[1])
+            around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=T)
             frames = frames + around  # the frame's own projection stays visible beside the LSTM's
         return frames * mask[:, :, None]
 
 
 class AdditiveAttention(nn.Module):
-    """score = v · tanh(W_h h + W_m m_t); weights sum to 1, and are exactly 0 on padding."""
+    """score = v · tanh(W_h h + W_m m_t); weights sum to 1, and are exactly 0 on padding.
+
+    "dot": score = v · (q * k), where q and k have length 1, so that only their directions count.
+    """
 
     def __init__(self, config: ModelConfig, memory_dim: int) -> None:
         super().__init__()
-        self.uniform = config.attention == "uniform"
+        self.kind = config.attention
         self.keys = nn.Linear(memory_dim, config.attention_dim)  # W_m
         self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)  # W_h
         self.score = nn.Linear(config.attention_dim, 1, bias=False)  # v
+        if self.kind == "dot":
+            nn.init.constant_(self.score.weight, 10.0)  # how sharp; learned, like all of v
 
     def forward(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context (B, K, C) and weights (B, K, T) for decoder states h (B, K, H)."""
         query = self.query(h)[:, :, None]  # (B, K, 1, A)
-        scores = self.score(torch.tanh(memory.keys[:, None] + query)).squeeze(-1)  # (B, K, T)
-        if self.uniform:
-            scores = torch.zeros_like(scores)
-        # Padding gets weight 0, exactly; float, since half precision would round small weights.
-        scores = scores.float().masked_fill(~memory.mask[:, None], float("-inf"))
-        weights = scores.softmax(dim=-1).to(memory.values.dtype)  # (B, K, T)
+        weights = self.weigh(query, memory.keys[:, None], memory.mask[:, None])  # (B, K, T)
         return weights @ memory.values, weights
+
+    def weigh(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Weights (…, T) that queries (…, 1, A) give to frames by keys (…, T, A), mask (…, T)."""
+        pairs = normalize(query, dim=-1) * keys if self.kind == "dot" else torch.tanh(query + keys)
+        scores = self.score(pairs).squeeze(-1).float()  # half precision would round small weights
+        if self.kind == "uniform":
+            scores = torch.zeros_like(scores)
+        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(keys.dtype)
 
 
 class Decoder(nn.Module):
@@ -137,21 +144,19 @@ class CaptionModel(nn.Module):
         Raises ValueError for other shapes, a clip without frames, or a mask with holes.
         """
         check_frames(features, frame_mask, self.feature_dim)
-        if self.config.max_frames is None and self.config.frame_order == "kept":
-            values, mask = self.encoder(features, frame_mask), frame_mask
-        else:  # for ablations: fewer frames, or in another order
-            values, mask = encode_some(self.encoder, features, frame_mask, self.config)
+        values, mask = encode_some(self.encoder, features, frame_mask, self.config)
+        if self.config.attention == "dot":  # keys of single frames: no LSTM has mixed them
+            own = torch.relu(self.encoder.project(features))
+            return Memory(values, normalize(self.decoder.attention.keys(own), dim=-1), mask)
         return Memory(values, self.decoder.attention.keys(values), mask)
 
-    def forward(
-        self, features: Tensor, frame_mask: Tensor, inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher forcing: read the true word t, score word t + 1.
 
         `inputs` (B, K, L) are <start> and the words. Returns logits (B, K, L, V) and attention
         weights (B, K, L, T). Training uses an equal, faster form (`runtime.fast`).
         """
-        memory = self.encode(features, frame_mask)
+        memory = self.encode(features, mask)
         state = self.decoder.start(memory, count=inputs.shape[1])
         steps = []
         for t in range(inputs.shape[2]):

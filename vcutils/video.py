@@ -38,10 +38,7 @@ def frame_indices(total: int, num_frames: int) -> list[int]:
 
 
 def sample_frames(
-    path: Path,
-    num_frames: int,
-    each: Callable[[np.ndarray], Any] | None = None,
-    threads: int = 0,
+    path: Path, num_frames: int, each: Callable[[np.ndarray], Any] | None = None, threads: int = 0
 ) -> Frames:
     """Decode up to `num_frames` RGB frames, evenly spread; a short clip gives fewer, never padding.
 

@@ -58,13 +58,8 @@ class TrainingModel(nn.Module):
 
     def _attend(self, query: "SharedLinear", h: Tensor, memory: Any, clips: Tensor) -> Tensor:
         """Weights (n, T) of captions' states h (n, H) over the frames of their `clips` (n,)."""
-        attention, mask = self.model.decoder.attention, memory.mask[clips]
-        if attention.uniform:
-            scores = torch.zeros_like(mask, dtype=torch.float)
-        else:
-            hidden = torch.tanh(memory.keys.index_select(0, clips) + query(h)[:, None])
-            scores = attention.score(hidden).squeeze(-1).float()
-        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(memory.values.dtype)
+        keys, mask = memory.keys.index_select(0, clips), memory.mask[clips]
+        return self.model.decoder.attention.weigh(query(h)[:, None], keys, mask)
 
 
 def fast_loss(

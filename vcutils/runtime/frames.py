@@ -19,7 +19,9 @@ def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int) -> None
 
 
 def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Encode `max_frames` of a clip, or all shuffled: values (B, T, C) at the frames' true places, and mask (B, T)."""
+    """Values (B, T, C) at the frames' true places, and mask (B, T); of all frames, `max_frames`, or shuffled ones."""
+    if config.max_frames is None and config.frame_order == "kept":
+        return encoder(features, frame_mask), frame_mask
     valid = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
     order = reading_order(valid, config.frame_order == "shuffled", encoder.training)
     values = encoder(reorder(features, order), reorder(valid, order))
