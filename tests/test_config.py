@@ -80,6 +80,7 @@ BAD_SETTINGS = [
     (TrainConfig, "label_smoothing", 1.5),
     (TrainConfig, "frame_dropout", -0.1),
     (TrainConfig, "scheduled_sampling", 2.0),
+    (TrainConfig, "splice_loss", -1.0),
     (TrainConfig, "precision", "fp8"),
     (TrainConfig, "checkpoint_every", 0),
     (TrainConfig, "patience", 0),
@@ -91,7 +92,7 @@ BAD_SETTINGS = [
     (TrainConfig, "shuffle_features", 1),
     (ModelConfig, "embed_dim", 0),
     (ModelConfig, "dropout", 2.0),
-    (ModelConfig, "attention", "dot"),
+    (ModelConfig, "attention", "sharp"),
     (ModelConfig, "max_frames", 0),
     (DecodeConfig, "beam_size", 0),
     (DecodeConfig, "beam_size", 10**6),
@@ -336,7 +337,8 @@ def test_original_notebooks_training_is_a_preset(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", ["epochs=3", "train.epoch=3", "train.epochs=many", "model.attention=dot", "train.resume=1", "train=best"]
+    "change",
+    ["epochs=3", "train.epoch=3", "train.epochs=many", "model.attention=sharp", "train.resume=1", "train=best"],
 )
 def test_settings_that_do_not_exist_are_refused_by_name(monkeypatch, change):
     monkeypatch.setenv("VCUTILS_SET", change)

@@ -483,6 +483,7 @@ def test_patience_stops_a_run_that_does_not_get_better(toy_data, toy_config, tmp
     "settings",
     [
         {"scheduled_sampling": 1.0},
+        {"splice_loss": 0.5},
         {"label_smoothing": 0.1},
         {"frame_dropout": 0.5},
         {"precision": "bf16"},

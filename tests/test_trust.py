@@ -14,14 +14,15 @@ from vcutils.runtime.checkpoints import run_config
 from vcutils.scores.coco import References
 from vcutils.scores.runs import Run, load_model
 from vcutils.train import Trainer
+from vcutils.vocab import build_vocabulary, tokenize
 
 
 @pytest.fixture
 def toy_run(toy_data, toy_config, tmp_path):
     """Function: a trained run on `toy_data`, by seed and model switches."""
 
-    def make(name="a", seed=0, **model):
-        config = toy_config(epochs=12, seed=seed)
+    def make(name="a", seed=0, epochs=12, splice_loss=0.0, **model):
+        config = toy_config(epochs=epochs, seed=seed, splice_loss=splice_loss)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
         folder = tmp_path / "toy" / "runs" / name
         Trainer(folder, config, toy_data, References, progress=False).fit()
@@ -136,11 +137,13 @@ def test_table_names_every_check_and_what_is_missing(toy_run, tmp_path):
     run = toy_run("lonely")
     rows = {row["check"]: row for row in trust.check(run)}
     assert list(rows) == [
-        "sums", "pointing", "deletion against random", "deletion against least attended",
+        "sums", "pointing", "splices, all words", "splices, content words",
+        "deletion against random", "deletion against least attended",
         "uniform attention", "frames shuffled", "seed agreement", "entropy",
     ]  # fmt: skip
     assert rows["pointing"]["result"] == rows["seed agreement"]["result"] == "–"
     assert "events.json" in rows["pointing"]["reads"] and "--seeds 2" in rows["seed agreement"]["reads"]
+    assert rows["splices, content words"]["result"] == "–", "each word stands in a quarter of these training clips"
     assert 0 <= float(rows["entropy"]["result"]) <= 1
     assert rows["uniform attention"]["chance"] == rows["frames shuffled"]["chance"]
     assert trust.check(run) == list(rows.values()), "one seed, one table"
@@ -176,6 +179,92 @@ def test_pointing_measures_words_of_people_where_the_model_says_none(toy_run, to
     monkeypatch.setattr(Run, "manifest", {})
     row = next(row for row in trust.check(run) if row["check"] == "pointing")
     assert row["result"] == "–" and "no times of its frames" in row["reads"], "frame numbers are no seconds"
+
+
+class Matcher(torch.nn.Module):
+    """Looks at the frames whose first number is the largest word id of the caption, or at all frames alike."""
+
+    def __init__(self, uniform):
+        super().__init__()
+        self.uniform, self.anchor = uniform, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, features, mask, inputs):
+        right = mask[:, None] & (self.uniform | (features[:, None, :, 0] == inputs.max(dim=2).values[:, :, None]))
+        weights = right / right.sum(dim=2, keepdim=True).clamp(min=1)  # (S, K, T)
+        return None, weights[:, :, None].expand(-1, -1, inputs.shape[2], -1)
+
+
+@pytest.fixture
+def matcher_run(toy_data):
+    """Function: a run on nine clips of one to nine frames; of each caption the last word names its clip alone."""
+    ids = [f"c{n}" for n in range(9)]
+    captions = {i: [f"a man is w{i}", f"there is a man who is w{i}"] for i in ids}
+    vocabulary = build_vocabulary(captions, ids, 1)
+    store = {i: np.full((n + 1, 8), vocabulary.index[f"w{i}"], np.float32) for n, i in enumerate(ids)}
+    splits = {"train": ids, "val": ids, "test": ids[:1]}
+    data = dataclasses.replace(toy_data, store=store, captions=captions, splits=splits, vocabulary=vocabulary)
+    return lambda uniform: Run(data.root, {"decode": {}}, Matcher(uniform), vocabulary, data, {})
+
+
+def test_splices_are_read_from_the_own_clip_by_a_model_that_looks_there(matcher_run):
+    groundings = trust.spliced(matcher_run(False), "val")
+    assert len({g.video_id for g in groundings}) == 9 and len(groundings) > 600 * 4
+    assert all(g.hit and g.mass == pytest.approx(1) and 0 < g.chance < 1 for g in groundings)
+    assert {g.word for g in groundings if g.kind == "content"} == {f"wc{n}" for n in range(9)}, "idf ln 9 = 2.2"
+    (_, all_words, chance, _), (_, content, _, reads) = trust._splices(matcher_run(False), "val")
+    assert all_words == content == "100.0% [100%, 100%], mass 1.00 [1.00, 1.00]" and 0.3 < float(chance) < 0.5
+    assert f"({sum(g.kind == 'content' for g in groundings)} words)" in reads
+
+
+def test_uniform_attention_reads_splices_at_chance(matcher_run):
+    groundings = trust.spliced(matcher_run(True), "val")
+    assert all(g.mass == pytest.approx(g.chance, abs=1e-6) for g in groundings)
+    assert np.mean([g.hit for g in groundings]) == pytest.approx(np.mean([g.chance for g in groundings]), abs=0.06)
+    again = trust.spliced(matcher_run(True), "val")
+    assert again == groundings, "one seed, one table"
+    assert trust.spliced(matcher_run(True), "val", seed=1) != groundings
+
+
+def test_a_clip_alone_cannot_be_joined(matcher_run):
+    run = matcher_run(True)
+    data = dataclasses.replace(run.data, splits={**run.data.splits, "val": (run.data.splits["val"] * 8)[:65]})
+    left_over = trust.spliced(dataclasses.replace(run, data=data), "val", captions=65)
+    assert left_over and all(g.chance < 1 for g in left_over), "the 65th has a batch of its own"
+    assert trust.spliced(matcher_run(True), "test") == []
+    assert [row[1] for row in trust._splices(matcher_run(True), "test")] == ["–", "–"]
+
+
+def test_a_splices_words_have_the_attention_of_the_joined_features(toy_run):
+    """The batched form against one caption at a time, on both orders of two clips."""
+    run = toy_run("splices")
+    first, second = run.data.splits["test"][:2]
+    pair = dataclasses.replace(run.data, splits={**run.data.splits, "test": [first, second]})
+    groundings = trust.spliced(dataclasses.replace(run, data=pair), "test", captions=40)
+    features, expected = run.data.store, {}
+    for own, other in ((first, second), (second, first)):
+        for caption in run.data.captions[own]:
+            words, count = tokenize(caption), len(features[own])
+            both = [np.concatenate([features[i] for i in order]) for order in ((own, other), (other, own))]
+            _, (before, behind) = trust.teacher_forced(run.model, run.vocabulary, both, words)
+            masses = zip(before[:, :count].sum(axis=1), behind[:, -count:].sum(axis=1), strict=True)
+            for word, either in zip(words, masses, strict=True):
+                expected.setdefault((own, word if word in run.vocabulary.index else "<unk>"), []).extend(either)
+    assert {(g.video_id, g.word) for g in groundings} <= set(expected) and len(groundings) > 100
+    for g in groundings:
+        assert np.abs(np.array(expected[g.video_id, g.word]) - g.mass).min() < 1e-4
+        assert g.chance == pytest.approx(len(features[g.video_id]) / sum(len(features[i]) for i in (first, second)))
+
+
+def test_splice_loss_makes_the_attention_of_a_toy_find_its_clip(toy_run):
+    taught = toy_run("taught", attention="dot", epochs=60, splice_loss=1.0)
+    plain = toy_run("plain", attention="dot", epochs=60)
+    after_noun = ("there", "and", "now")  # the query of these words has read what the clip shows
+    masses = [
+        np.mean([g.mass for g in trust.spliced(run, "train", captions=100) if g.word in after_noun])
+        for run in (plain, taught)
+    ]
+    assert masses[1] > masses[0] + 0.15, masses
+    assert trust.check(taught), "every check runs with every attention"
 
 
 def test_weights_that_do_not_sum_to_one_are_refused(toy_run, monkeypatch):

@@ -50,7 +50,7 @@ class ModelConfig(Checked):
     decoder_dim: Size = 256  # H of the decoder
     attention_dim: Size = 128  # A, where the decoder's query and the frames' keys are compared
     dropout: Share | None = None  # on frame projections, embeddings, and before the word logits
-    attention: Literal["additive", "uniform"] = "additive"  # uniform = all frames weigh the same
+    attention: Literal["additive", "dot", "uniform"] = "additive"  # uniform = all frames alike
     encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one
     frame_order: Literal["kept", "shuffled"] = "kept"  # shuffled = does the order of frames matter?
     max_frames: Count | None = None  # use so many of a clip's frames, spread evenly; None = all
@@ -72,6 +72,7 @@ class TrainConfig(Checked):
     label_smoothing: Share = 0.1  # probability mass spread over all words
     frame_dropout: Share | None = None  # share of a clip's frames left out, anew each epoch
     scheduled_sampling: Share = 0.0  # final share of inputs that the model said itself
+    splice_loss: Amount = 0.0  # weight of −log(attention in a word's own clip) where two are joined
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: half precision on CUDA only
     checkpoint_every: Count = 200  # steps between writes of last/: what a killed run repeats
     patience: Count | None = None  # stop after so many epochs without a better validation CIDEr
@@ -161,10 +162,8 @@ PROFILES = {
 def suited(config: Config, clips: int, captions: int) -> Config:
     """The settings with None filled in for a training split of so many clips and captions.
 
-    Chosen on the validation splits of the sample (176 clips, 880 captions) and of 420 MSR-VTT
-    clips (8,400 captions). A small corpus is soon learned by heart: it gets much dropout and small
-    steps, but all of its frames, and only the captions of beam search rank its epochs steadily. A
-    large one needs fewer epochs, since each has more steps.
+    Chosen on the validation splits of the sample (880 captions) and of 420 MSR-VTT clips (8,400).
+    A small corpus is soon learned by heart: much dropout, small steps. It needs all its frames.
     """
     small, large = captions < 2000, captions > 30_000
     by_size: dict[str, Any] = {

@@ -34,6 +34,7 @@ from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.record import Record
 from vcutils.runtime.self_critical import check_samples, sampled_batch
+from vcutils.runtime.splices import splice_loss
 from vcutils.vocab import PAD, START
 
 
@@ -156,6 +157,8 @@ class Trainer:
                 inputs = sampled_inputs(self.network, batch, PAD, START, guessed)
         with autocast():
             loss = fast_loss(self.network, batch, PAD, settings.label_smoothing, inputs, advantages)
+            if settings.splice_loss:
+                loss = loss + settings.splice_loss * splice_loss(self.network, batch, PAD)
         return batch, loss
 
     def _lr(self, epoch: float) -> float:

@@ -6,22 +6,26 @@ truth, deletion asks for the cause, the ablations for its use, two seeds for sta
 them can show, and what it cannot.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import e
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
-from vcutils.attention.measures import entropy, ground, grounding_table, read_events
+from vcutils.attention.measures import Grounding, entropy, ground, grounding_table, read_events
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import pad_frames
+from vcutils.dataset import CaptionData, CaptionDataset, make_loader, pad_frames
 from vcutils.decode import Hypothesis, captions_of
 from vcutils.model import CaptionModel
+from vcutils.runtime.splices import splice
 from vcutils.scores.coco import References
 from vcutils.scores.compare import mean_with_interval
 from vcutils.scores.runs import Run, sister_runs
-from vcutils.vocab import START, UNK, Vocabulary, tokenize
+from vcutils.vocab import END, PAD, START, UNK, Vocabulary, tokenize
 
 Hypotheses = Mapping[str, Hypothesis]  # by video id
 Row = tuple[str, str, str, str]  # check, result, chance or reference, how to read it
@@ -38,6 +42,7 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
     rows = [
         ("sums", f"off by {worst:.0e}", "0", "weights sum to 1 over the frames that exist, none lies elsewhere"),
         *_pointing(run, hypotheses),
+        *_splices(run, split),
         *_deletion(run, hypotheses),
         *_ablations(run, hypotheses, decode),
         _seed_agreement(run, hypotheses),
@@ -81,6 +86,54 @@ def teacher_forced(
     log_probs = logits[:, 0].float().log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
     rows = weights[:, 0].float().cpu().numpy()
     return log_probs.cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
+
+
+@torch.inference_mode()
+def spliced(run: Run, split: str, captions: int = 600, seed: int = 0) -> list[Grounding]:
+    """The words of `captions` captions (or somewhat more) of a split, teacher forced on two clips (or three) joined.
+
+    Every clip comes equally often, with another caption and other partners. A word's true interval is its own clip, its
+    kind "content" (`content_words`) or "other". Empty for a split of one clip.
+    """
+    data, content, groundings = run.data, content_words(run.data), []
+    dataset, device = CaptionDataset(data, split, 1, run.decode.max_length, seed), next(run.model.parameters()).device
+    for epoch in range(-(-captions // len(dataset)) if len(dataset) > 1 else 0):
+        dataset.epoch = epoch
+        for batch in make_loader(dataset, 64):
+            joined, clips, own = splice(send_to_device(batch, device), PAD)
+            _, weights = run.model(joined.features, joined.frame_mask, joined.inputs)  # (S, K, L, T)
+            hit = own.take_along_dim(weights.argmax(dim=-1), dim=2)  # (S, K, L)
+            mass = (weights * own[:, :, None]).sum(dim=-1)  # (S, K, L)
+            chance = own.sum(dim=-1) / joined.frame_mask.sum(dim=-1, keepdim=True)  # (S, K)
+            real = (joined.targets != PAD) & (joined.targets != END) & (chance < 1)[:, :, None]
+            for s, k, t in real.nonzero().tolist():
+                word = data.vocabulary.words[joined.targets[s, k, t]]
+                values = bool(hit[s, k, t]), float(mass[s, k, t]), float(chance[s, k])
+                kind = "content" if word in content else "other"
+                groundings.append(Grounding(batch.ids[clips[s, k]], word, kind, *values))
+    return groundings
+
+
+def content_words(data: CaptionData) -> set[str]:
+    """Words of idf > 2: fewer than one training clip in e² (13.5 %) has a caption with them."""
+    train, encode = data.splits["train"], data.vocabulary.encode
+    chunks = (set(" ".join(data.captions[i]).split()) for i in train)  # the same few, again and again: encoded once
+    clips = Counter(word for clip in chunks for word in {word for chunk in clip for word in encode(chunk)})
+    return {data.vocabulary.words[word] for word, count in clips.items() if word != UNK and count < len(train) / e**2}
+
+
+def _splices(run: Run, split: str) -> list[Row]:
+    groundings, rows = spliced(run, split), []
+    for kind, group in (("all", groundings), ("content", [g for g in groundings if g.kind == "content"])):
+        result, chance, reads = "–", "", "needs two clips, and words that few training clips share"
+        if group:
+            clips, _, _, *columns = zip(*group, strict=True)
+            hits, masses, (share, *_) = (mean_with_interval(column, clips) for column in columns)
+            result = "{:.1%} [{:.0%}, {:.0%}], mass ".format(*hits) + "{:.2f} [{:.2f}, {:.2f}]".format(*masses)
+            reads = f"strongest frame, and attention, in a word's own clip where two are joined ({len(clips)} words)"
+            chance = f"{share:.2f}"
+        rows.append((f"splices, {kind} words", result, chance, reads))
+    return rows
 
 
 class Deletion(NamedTuple):
