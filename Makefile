@@ -7,6 +7,7 @@
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
+# make captioner   maintainers: renew vcutils/captioner/ (docs/results.md): make captioner RUN=<run> CLIPS=<corpus>
 # make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile; notebook 04 shows
 #                  the ablations only where `python -m vcutils ablate data/corpora/sample --seeds 2` ran before
 # make clean       remove artifacts and caches, keep .venv
@@ -28,7 +29,7 @@ export PYTHONUTF8 := 1
 LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert latex2mathml \
   nbval pycocoevalcap codespell
 
-.PHONY: setup notebooks test matrix lint lowest audit bench lab outputs clean
+.PHONY: setup notebooks test matrix lint lowest audit bench lab captioner outputs clean
 
 setup: $(READY)
 
@@ -66,7 +67,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check --line-length 100 $(LESSON)
 	$(BIN)/ruff format --check tests vcutils/cli.py vcutils/*/
 	$(BIN)/mypy
-	$(BIN)/codespell vcutils tests notebooks README.md docs data/README.md Makefile
+	$(BIN)/codespell --skip vcutils/captioner/vocab.json vcutils tests notebooks README.md docs data/README.md Makefile
 
 lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
@@ -83,6 +84,9 @@ bench: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+captioner: $(READY)
+	$(BIN)/python tests/benchmarks/captioner.py $(RUN) $(CLIPS)
 
 outputs: $(READY)
 	for notebook in $(NOTEBOOKS:.ipynb=); do \

@@ -98,7 +98,9 @@ print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.su
 #   this word. Click its picture to enlarge it.
 # - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without
 #   them.
-# - **Choose**: another clip, a clip of your own, or another caption that the beam search found.
+# - **Choose**: another clip, another caption that the beam search found, or a clip of your own. This model knows its own
+#   corpus only. For real clips, open the captioner that comes with `vcutils`, `explore(open_run())` in a new cell, and
+#   upload yours there.
 #
 # Looking works everywhere. Hiding frames and choosing a clip need the model, so they need a running notebook.
 
@@ -451,6 +453,8 @@ if pointed is not None:
 # - **uniform attention** and **frames shuffled**: the same trained weights, but all frames weigh the same, or come in
 #   another order. What do the captions lose? The score is CIDEr, from notebook 4: how much of the wording of the
 #   references a caption has, where rare words count more.
+# - **splices**: two clips joined end to end. Each one's caption, teacher forced, should be read from its own half. This
+#   needs no `events.json`.
 # - **seed agreement**: the correlation between the rows of two trainings with different random starts, for the same
 #   words.
 #

@@ -23,7 +23,8 @@ CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folde
 FeaturesArg = Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")]
 RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
 RunArgs = Annotated[list[Path], Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>, one or several")]
-ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files")]
+RunOption = Annotated[Path | None, arg(metavar="RUN", help="data/<corpus>/runs/<name>, else the shipped captioner")]
+ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files; a run may stand before them")]
 SplitArg = Annotated[Literal["train", "val", "test"], arg(help="the split to measure on")]
 SeedsArg = Annotated[int, arg(help="how many runs, with seeds S, S+1, …")]
 BeamArg = Annotated[int | None, arg(help="beam size; 1 is greedy search (default: the run's own)")]
@@ -202,11 +203,12 @@ def score(
     return _print(report, as_json, short=scores | protocol, table="\n".join(notes))
 
 
-def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg = False) -> int:
+def caption(clips: ClipArgs, run: RunOption = None, beam: BeamArg = None, as_json: JsonArg = False) -> int:
     """Caption any clip: words, their probabilities and the time each was read from; exit code 1 when a clip fails."""
     from vcutils.attention.measures import attention_dict, word_views
     from vcutils.runtime.capture import VideoError
 
+    run, clips = _run_before_clips(run, clips)
     if not clips:
         raise UserError("caption: name at least one clip")
     opened, decode = _run(run, beam)
@@ -218,9 +220,11 @@ def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg
             report[str(clip)] = {"error": str(error)}
             print(error, file=sys.stderr)
             continue
-        report[str(clip)] = attention_dict(hypothesis, timestamps)
+        sureness = opened.sureness(hypothesis)
+        report[str(clip)] = attention_dict(hypothesis, timestamps) | sureness
         if not as_json:
-            print(f"{clip.name}: {hypothesis.caption}   (log-probability {hypothesis.log_prob:.2f})")
+            note = f"{'unsure: ' * bool(sureness['unsure'])}mean word probability {sureness['mean_word_prob']:.2f}"
+            print(f"{clip.name}: {hypothesis.caption}   ({note}, log-probability {hypothesis.log_prob:.2f})")
             for view, log_prob in zip(word_views(hypothesis, timestamps), hypothesis.word_log_probs, strict=True):
                 line = f"  {view.word:<14} p={math.exp(log_prob):4.2f}   strongest frame at {view.seconds:6.2f} s"
                 print(f"{line} ({view.weight:.0%} of the attention)")
@@ -228,17 +232,18 @@ def caption(run: RunArg, clips: ClipArgs, beam: BeamArg = None, as_json: JsonArg
 
 
 def explore(
-    run: RunArg,
     clips: ClipArgs,
+    run: RunOption = None,
     out: Annotated[Path, arg(help="the page to write")] = Path("explorer.html"),
     check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
     split: SplitArg = "test",
     beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Write one self-contained page that shows what the model looked at; CLIP is a clip's id or any video file."""
-    if not clips and not check:
-        raise UserError("explore: name at least one clip, or --check")
+    """Write one self-contained page that shows what the model looked at; CLIP is any video file, or an id of RUN's."""
+    run, clips = _run_before_clips(run, clips)
+    if not (run if check else clips):
+        raise UserError("explore: name at least one clip, or a run with --check")
     opened, decode = _run(run, beam)
     if check:
         from vcutils.attention import checks
@@ -301,8 +306,16 @@ def _at_least(low: int, value: int, name: str) -> int:
     return value
 
 
-def _run(folder: Path, beam: int | None) -> tuple[Any, DecodeConfig]:
-    """A trained run, and its own decoding settings with a beam size of the user's choice."""
+def _run_before_clips(run: Path | None, clips: list[Path]) -> tuple[Path | None, list[Path]]:
+    """(run, clips) of `CLIP… [--run RUN]`, or of `RUN CLIP…`: its first word is no file, nor named like a video."""
+    from vcutils.corpus import VIDEO_SUFFIXES
+
+    is_run = not run and clips and not clips[0].is_file() and clips[0].suffix.lower() not in VIDEO_SUFFIXES
+    return (clips[0], clips[1:]) if is_run else (run, clips)
+
+
+def _run(folder: Path | None, beam: int | None) -> tuple[Any, DecodeConfig]:
+    """A trained run (None: the shipped one), and its own decoding settings with a beam size of the user's choice."""
     from vcutils.corpora import open_run
 
     opened = open_run(folder)

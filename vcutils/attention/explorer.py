@@ -37,7 +37,7 @@ class AttentionView(anywidget.AnyWidget):
 
 
 class Explorer(widgets.VBox):
-    """The live explorer on a run, opened at one clip (default: the first of the test split).
+    """The live explorer on a run, opened at one clip (default: the first of the test split, where there is one).
 
     Bad clips give a message in the widget. `save` writes what is shown as one HTML page.
     """
@@ -59,7 +59,10 @@ class Explorer(widgets.VBox):
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.view.observe(self._on_hide, "hide")
-        self.show_clip(self.clip.value)
+        if ids:
+            self.show_clip(ids[0])
+        else:
+            self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
 
     def __repr__(self) -> str:
         """What stands in place of the widget where no kernel runs."""

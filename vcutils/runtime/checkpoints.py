@@ -75,8 +75,9 @@ def load_model(
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model. Raises UserError with a tensor that does not fit."""
     for name, tensor in weights.items():
-        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+        if tensor.dtype not in (torch.float32, torch.float16) or not tensor.isfinite().all():
             raise UserError(f"{path}: {name} must be finite float32 numbers; train again with a lower learning rate")
+        weights[name] = tensor.float()  # float16 is for the disk alone
     try:
         model.load_state_dict(weights, assign=next(model.parameters()).is_meta)
     except RuntimeError as error:  # a line per tensor

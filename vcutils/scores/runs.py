@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from vcutils.runtime.machine import pick_device
 from vcutils.runtime.settings import from_dict
 from vcutils.runtime.store import backbone_of, in_words
 from vcutils.vocab import Vocabulary
+
+CAPTIONER = Path(__file__).resolve().parents[1] / "captioner"  # made by `make captioner`
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Run:
         beams = generate(self.model, self.vocabulary, features[None], mask, decode or self.decode)
         return beams[0][0], frames.timestamps
 
+    def sureness(self, hypothesis: Hypothesis) -> dict[str, Any]:
+        """The geometric mean of the words' probabilities; whether it is low, None where no limit was chosen."""
+        mean, threshold = float(np.exp(hypothesis.word_log_probs.mean())), self.config.get("unsure_below")
+        return {"mean_word_prob": mean, "unsure": None if threshold is None else mean < threshold}
+
     def timestamps(self, video_id: str) -> list[float]:
         """Seconds of each sampled frame (T,); frame numbers where the corpus brought features without times."""
         timestamps = self.manifest.get(video_id, {}).get("timestamps")
@@ -109,6 +117,17 @@ def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -
     data = load_data(corpus, folder.parent.parent, features)
     checkpoints.check_features(about, data.store, folder / "best")
     return Run(folder, config, model, vocabulary, data, corpus.clips)
+
+
+def load_captioner(device: torch.device | None = None) -> Run:
+    """The captioner that ships with vcutils: a run without a corpus, for video files. Raises UserError without it."""
+    if not (CAPTIONER / "config.json").is_file():
+        raise UserError(f"{CAPTIONER}: no captioner; install vcutils again, or name a run of yours with --run RUN")
+    model, vocabulary, about = load_model(CAPTIONER, device or pick_device())
+    folder, extracted = CAPTIONER / "features" / about["features"], about["extracted"]
+    store: Any = SimpleNamespace(folder=folder, extracted=extracted, ids=(), manifest={})
+    data = CaptionData(CAPTIONER, store, {}, {"test": ()}, vocabulary)
+    return Run(CAPTIONER, about, model, vocabulary, data, {})
 
 
 def sister_runs(run: Run) -> list[Run]:
