@@ -41,11 +41,12 @@ from vcutils.attention.page import page_html
 from vcutils.config import Config
 from vcutils.corpora import open_run
 from vcutils.course.pages import with_page
-from vcutils.dataset import pad_frames
+from vcutils.dataset import CaptionDataset, make_loader, pad_frames
 from vcutils.decode import generate
 from vcutils.runtime.files import write_text
+from vcutils.runtime.splices import splice
 from vcutils.scores.naming import naming
-from vcutils.vocab import START, tokenize
+from vcutils.vocab import PAD, START, tokenize
 
 config = Config.from_env()
 run = open_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
@@ -469,6 +470,31 @@ display(Markdown("\n".join(table)))
 # %% [markdown]
 # On the sample both changes take more than half of the CIDEr, uniform attention the larger part. A pointing row *below* chance
 # is a finding, too: the model says order words such as *then* while it still looks at the scene before.
+#
+# One row may surprise: *splices*. Where pointing is near 100 % and splices are near chance, what does the model go by? We ask
+# separately for captions of the clip that comes first in a splice, and of a clip that comes later.
+#
+# **Predict** If attention matched words with pictures, would it matter where in the splice the clip lies?
+
+# %%
+inside = {"first": [], "later": []}
+with torch.no_grad():
+    for batch in make_loader(CaptionDataset(run.data, "test", 1, config.train.max_length), 64):
+        joined, clips, own = splice(batch, PAD)  # own (S, K, T): the frames of the clip that a caption is of
+        _, weights = run.model(joined.features, joined.frame_mask, joined.inputs)  # (S, K, L, T)
+        mass = (weights * own[:, :, None]).sum(dim=-1)  # (S, K, L)
+        for s, k in (clips >= 0).nonzero().tolist():
+            place = "first" if own[s, k, 0] else "later"
+            inside[place].append(mass[s, k][joined.targets[s, k] != PAD].mean().item())
+for place, masses in inside.items():
+    if masses:
+        print(f"{len(masses)} captions of the clip that comes {place}: {np.mean(masses):.2f} of their attention inside it")
+
+# %% [markdown]
+# If the first number is far above the second, attention follows the *order* of the scenes: the first words of a caption are
+# read from the first frames, whatever they show. That is so on the sample. Its captions tell the scenes in order, so the
+# model needs no more than their place; it looks at the right frames, but not because of what is in them. Pointing alone
+# could not have shown that.
 #
 # Pointing counts only words that are true of the clip. A model that names little rightly could still point well. So
 # read its rows together with the share of scenes whose thing, or whose change, the captions name rightly:
