@@ -13,7 +13,7 @@
 #
 # | reads | writes | CPU, sample corpus | GPU, full MSVD |
 # |---|---|---|---|
-# | the corpus' clips | `features/<backbone>/<id>.npy`, `manifest.jsonl` | about 1.5 minutes | about 10 minutes (not measured) |
+# | the corpus' clips | `features/<backbone>/<id>.npy`, `manifest.jsonl` | about a minute | about 10 minutes (not measured) |
 #
 # **You will**
 # - see why a clip is *sampled* and not read whole, and how sampling goes wrong;

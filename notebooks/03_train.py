@@ -13,7 +13,7 @@
 #
 # | reads | writes | CPU, sample corpus | GPU, full MSVD |
 # |---|---|---|---|
-# | features, `splits.json`, `vocab.json` | `runs/default/`, `runs/control/`, `runs/original/` | 2 to 3 minutes | under an hour (not measured) |
+# | features, `splits.json`, `vocab.json` | `runs/default/`, `runs/control/`, `runs/original/` | about 2 minutes | under an hour (not measured) |
 #
 # **You will**
 # - compute attention, one decoder step and the loss in plain code, and check that the package computes the same;
