@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,7 @@ from vcutils.config import UserError
 from vcutils.corpus import SPLITS
 from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import read_json, replacing, write_text
-from vcutils.runtime.machine import is_quiet
+from vcutils.runtime.machine import cpu_count, is_quiet
 
 WIDTH, HEIGHT = 320, 240
 MIN_CLIPS = 8
@@ -140,8 +141,10 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
 
     shown = {scene.photo.file for clip in planned for scene in clip.scenes}
     pictures = {file: _read_photo(file) for file in shown}
-    for clip in tqdm(planned, desc="sample clips", unit="clip", leave=False, disable=is_quiet(progress)):
-        _write_clip(clip, pictures, out / "videos" / clip.file)
+    bar = tqdm(total=clips, desc="sample clips", unit="clip", leave=False, disable=is_quiet(progress))
+    with bar, ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV renders and encodes outside of Python's lock
+        for _ in pool.map(lambda clip: _write_clip(clip, pictures, out / "videos" / clip.file), planned):
+            bar.update()
     write_text(out / "sample.json", json.dumps(recipe) + "\n")  # last: it marks the corpus as complete
     return out
 
