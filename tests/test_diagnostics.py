@@ -67,9 +67,15 @@ def test_captions_are_looked_for_by_rare_words_and_equals_share_their_rank():
 
 
 def test_a_clip_about_one_thing_is_nearer_than_a_clip_about_many():
-    references = {"many": ["a cat", "a dog", "some fish"], "one": ["cat", "cat"], "none": ["birds"]}
+    references = {"many": ["a cat", "a cat and a dog", "some fish"], "one": ["cat"], "none": ["birds"]}
     captions = {"many": ["cat"], "one": ["cat"], "none": ["birds"]}
     assert diagnostics.retrieval_ranks(captions, references).tolist() == [2, 1, 1]
+
+
+def test_a_word_that_every_clip_has_tells_nothing():
+    references = {"a": ["man"], "b": ["a zebra and a man on grass"], "c": ["man"]}
+    captions = {"a": ["man"], "b": ["man", "zebra"], "c": ["man"]}
+    assert diagnostics.retrieval_ranks(captions, references).tolist() == [2, 1, 2]
 
 
 def test_constant_caption_finds_clips_by_chance():
