@@ -7,6 +7,7 @@ the features are compared with those that the run was trained on. Nothing is cho
 """
 
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,13 @@ def likeness(run: Run, clips: dict[str, np.ndarray]) -> float:
     """Mean cosine of the features that the run was trained on with those of the most similar frame read here."""
     cosines: list[float] = []
     for i, features in clips.items():
-        rows = [
-            torch.nn.functional.normalize(torch.tensor(x, dtype=torch.float)) for x in (run.data.store[i], features)
-        ]
-        cosines += (rows[0] @ rows[1].T).amax(dim=1).tolist()
+        pair = (run.data.store[i].astype(np.float32), features)
+        trained, ours = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in pair)
+        cosines += (trained @ ours.T).max(axis=1).tolist()
     return float(np.mean(cosines))
 
 
-def unsure_below(run: Run) -> tuple[float, dict[str, float]]:
+def unsure_below(run: Run) -> tuple[float, dict[str, Any]]:
     """The mean word probability below which captions of the validation split are bad, and what was measured there.
 
     The highest threshold under which their mean CIDEr is `BAD` times that of all.
@@ -83,9 +83,10 @@ def unsure_below(run: Run) -> tuple[float, dict[str, float]]:
     last = int(np.flatnonzero(means <= BAD * cider.mean())[-1])
     threshold = round(float(sureness[order[last : last + 2]].mean()), 4)
     low = sureness < threshold
-    about = {"share": low.mean(), "low": cider[low].mean(), "rest": cider[~low].mean()}
+    about: dict[str, Any] = {"share": low.mean(), "low": cider[low].mean(), "rest": cider[~low].mean()}
     about["correlation"] = np.corrcoef(sureness, cider)[0, 1]
-    return threshold, {name: float(value) for name, value in about.items()}
+    commonest, count = Counter(captions_of(hypotheses).values()).most_common(1)[0]
+    return threshold, about | {"commonest": commonest, "often": count / len(ids)}
 
 
 def build(run: Run, num_frames: int, threshold: float) -> int:
@@ -113,11 +114,12 @@ with attention over frames, {parameters:.1f} million weights, {megabytes:.1f} MB
 - `{features}` features, ImageNet weights `{weights}`, each frame squeezed whole to 224 × 224;
   {frames} real frames a clip. Features made anew from video files of {clips} of the
   clips are the same but for the files' compression: mean cosine {cosine:.3f}.
-- Recipe: vcutils' default, seed {seed}, {epochs} epochs at most, the epoch with the best validation CIDEr ({best}).
+- Recipe: vcutils' default, seed {seed}, {done} of its {epochs} epochs; the weights are those of epoch {best},
+  the best by validation CIDEr.
 
 ## How good it is
 
-Test split, {test} clips, {references} references each, PTB tokenizer, beam {beam}, one seed. COCO caption protocol,
+Test split, {test} clips, {references:g} references each, PTB tokenizer, beam {beam}, one seed. COCO caption protocol,
 × 100. The test split was looked at once, when the model was chosen.
 
 ```
@@ -144,7 +146,8 @@ which are {share:.0%} of the {val} clips, {rest:.1f} above. This is a weak sign 
 
 - It knows {words:,} English words, and the world of MSR-VTT: people who talk, cook, sing, play; sports, cars, cartoons,
   games. What it has not seen there it calls by the nearest thing it knows.
-- It says one sentence about the whole clip. It reads no text, hears nothing, counts badly, and knows no names.
+- It says one sentence about the whole clip. It reads no text, hears nothing, and knows no names.
+- It falls back on common sentences: "{commonest}" for {often:.0%} of the validation clips.
 - Its attention is close to uniform on such clips: do not take it as an explanation (docs/results.md).
 - Captions repeat what people wrote, with their biases, such as who is called a man or a woman.
 - Float16 changed {changed} of the {val} validation captions.
@@ -178,7 +181,8 @@ def card(run: Run, clips: dict[str, np.ndarray], scores: dict[int, float], about
         cosine=likeness(run, clips),
         seed=run.config["train"]["seed"],
         epochs=run.config["train"]["epochs"],
-        best=f"epoch {max(rows, key=lambda row: float(row['val_CIDEr']))['epoch']}",
+        done=len(rows),
+        best=max(rows, key=lambda row: float(row["val_CIDEr"]))["epoch"],
         references=metrics["protocol"]["references per clip"]["mean"],
         beam=metrics["protocol"]["beam"],
         table=score_table(metrics, "this captioner"),

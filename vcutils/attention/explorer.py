@@ -59,10 +59,9 @@ class Explorer(widgets.VBox):
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.view.observe(self._on_hide, "hide")
+        self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
         if ids:
             self.show_clip(ids[0])
-        else:
-            self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
 
     def __repr__(self) -> str:
         """What stands in place of the widget where no kernel runs."""
