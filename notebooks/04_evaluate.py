@@ -58,7 +58,7 @@ blind = open_run(config.artifacts / "runs" / "control")  # trained on other clip
 model, vocabulary, store, test = run.model.eval(), run.vocabulary, run.data.store, run.data.splits["test"]
 device = next(model.parameters()).device
 print(f"{len(test)} test clips, {len(vocabulary)} words, features {store.folder.name}")
-print(config.decode)
+print(run.decode)
 
 
 def show_table(columns: list[str], rows: dict[str, list[str]]) -> None:
@@ -106,7 +106,7 @@ def next_word(memory, state, word: int):
 # %%
 memory = encode(test[0])
 state, word, chosen = model.decoder.start(memory, 1), START, []
-while word != END and len(chosen) < config.decode.max_length:
+while word != END and len(chosen) < run.decode.max_length:
     log_probs, state = next_word(memory, state, word)
     best = log_probs.topk(3)
     word = int(best.indices[0])  # greedy: the most probable word
@@ -129,7 +129,7 @@ def greedy_search(video_id: str) -> list[str]:
     """The caption of a clip: the most probable word each time, until <end>."""
     memory = encode(video_id)
     state, word, words = model.decoder.start(memory, 1), START, []
-    while len(words) < config.decode.max_length:
+    while len(words) < run.decode.max_length:
         log_probs, state = next_word(memory, state, word)
         word = int(log_probs.argmax())
         if word == END:
@@ -140,7 +140,7 @@ def greedy_search(video_id: str) -> list[str]:
 
 def package_search(video_id: str, beam_size: int):
     """The best hypothesis of the package for one clip."""
-    settings = dataclasses.replace(config.decode, beam_size=beam_size, no_repeat_ngram=None)
+    settings = dataclasses.replace(run.decode, beam_size=beam_size, no_repeat_ngram=None)
     return generate(model, vocabulary, *pad_frames([store[video_id]]), settings)[0][0]
 
 
@@ -189,7 +189,7 @@ def beam_search(video_id: str, k: int, penalty: float, max_length: int):
     return [vocabulary.words[i] for i in words if i not in (START, END)], score, steps
 
 
-k, penalty, max_length = config.decode.beam_size, config.decode.length_penalty, config.decode.max_length
+k, penalty, max_length = run.decode.beam_size, run.decode.length_penalty, run.decode.max_length
 for video_id in test[:8]:
     for beam_size in (1, 2, 3, k):
         words, score, _ = beam_search(video_id, beam_size, penalty, max_length)
@@ -244,7 +244,7 @@ def style(captions: list[str]) -> list[str]:
 # %%
 found, rows = {}, {}
 for beam in sorted({1, 2, 5, k}):
-    hypotheses = run.predict(val, dataclasses.replace(config.decode, beam_size=beam)).values()
+    hypotheses = run.predict(val, dataclasses.replace(run.decode, beam_size=beam)).values()
     found[beam] = [h.caption for h in hypotheses]
     means = (sum(h.log_prob for h in hypotheses) / len(val), sum(h.score for h in hypotheses) / len(val))
     rows[f"beam {beam}"] = [*(f"{mean:.2f}" for mean in means), *style(found[beam])]
@@ -298,7 +298,7 @@ def matches(words: list[str], references: list[list[str]], n: int) -> tuple[int,
     return sum((ngrams(words, n) & known).values()), sum(ngrams(words, n).values())
 
 
-predictions = run.predict(test, config.decode)
+predictions = run.predict(test, run.decode)
 captions = dict(zip(test, coco_words([predictions[i].caption for i in test]), strict=True))
 flat = iter(coco_words([caption for i in test for caption in run.data.captions[i]]))
 references = {i: [next(flat) for _ in run.data.captions[i]] for i in test}
@@ -439,8 +439,8 @@ print(f"a caption against itself: {itself:.2f}, × 100 = {100 * itself:.0f}")
 #   both have in the same order, with gaps.
 
 # %%
-result = evaluate(run, "test", config.decode)
-blind_captions = captions_of(blind.predict(test, config.decode))
+result = evaluate(run, "test", run.decode)
+blind_captions = captions_of(blind.predict(test, run.decode))
 control = coco.References(of_test).score(blind_captions)
 lines = {"**this model**": result["scores"]}
 if result["seeds"]:
@@ -491,7 +491,7 @@ display(Markdown(text))
 folder = os.path.relpath(config.corpus_dir, PROJECT_ROOT)
 folder = str(config.corpus_dir) if folder.startswith("..") else folder
 if result["seeds"]:
-    others = [sister.predict(test, config.decode) for sister in sister_runs(run)]
+    others = [sister.predict(test, run.decode) for sister in sister_runs(run)]
     alike = sum(all(other[i].words == predictions[i].words for other in others) for i in test)
     print(f"{len(others) + 1} seeds; {alike} of {len(test)} captions are the same in all of them")
     text = """`± sd` is the standard deviation over the seeds: how far the score moves when only the random start
@@ -661,7 +661,7 @@ show_table(["agreement with the overall mark", "tau-b × 100", "interval"], rows
 # 2. Take a reference of `test[0]` and make it wrong: put another thing in the place of the one that it names. Score both
 #    with `bleu({test[0]: words}, {test[0]: references[test[0]]})` and `cider_d(words, references[test[0]])`. Which of the
 #    two scores minds the wrong word more, and why?
-# 3. `evaluate(run, "train", config.decode)` scores clips that the model was trained on. What does the difference to the
+# 3. `evaluate(run, "train", run.decode)` scores clips that the model was trained on. What does the difference to the
 #    test split tell you?
 # 4. Compute the mean length of `beam_search(i, k, penalty, 24)[0]` over the validation clips for a `penalty` of `0`, `1`
 #    and `2`. In which direction does the length move, and why?

@@ -249,9 +249,12 @@ def toy_config():
     """Function: settings for a run on `toy_data` in about a second, with dropout: random numbers matter."""
 
     def make(**training):
-        model = ModelConfig(embed_dim=12, encoder_dim=8, decoder_dim=16, attention_dim=8, dropout=0.2)
+        model = ModelConfig(
+            embed_dim=12, encoder_dim=8, decoder_dim=16, attention_dim=8, dropout=0.2, attention="additive"
+        )
         settings = {"epochs": 4, "batch_size": 4, "captions_per_clip": 2, "lr": 1e-2, "warmup_epochs": 1.0}
-        settings |= {"label_smoothing": 0.0, "frame_dropout": 0.0, "val_beam_size": 1}
+        settings |= {"label_smoothing": 0.0, "frame_dropout": 0.0, "val_beam_size": 1, "scst_epochs": 0}
+        settings |= {"caption_weights": False}
         return Config(model=model, train=TrainConfig(**{**settings, "checkpoint_every": 2, **training}))
 
     return make

@@ -266,7 +266,12 @@ def test_corpus_that_brings_features_trains_on_them(call, ready_corpus, tmp_path
     code, out, _ = call("evaluate", run, "--beam", "1", "--json")
     assert code == 0 and json.loads(out)["protocol"]["seeds"] == [0, 1]
     code, out, _ = call("evaluate", run, f"{run}-seed1", "--beam", "2", "--json")
-    assert code == 0 and list(json.loads(out)["scores"]) == ["default", "default-seed1", "all together"]
+    assert code == 0 and list(json.loads(out)["scores"]) == [
+        "default",
+        "default-seed1",
+        "all together",
+        "most agreed",
+    ]
     code, out, _ = call("evaluate", run, f"{run}-seed1", "--split", "val")
     assert code == 0 and "default-seed1" in out and "Intervals" in out
     assert call("evaluate", run, run)[0] == call("evaluate")[0] == 2

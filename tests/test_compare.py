@@ -9,9 +9,9 @@ import torch
 
 from vcutils.attention.checks import teacher_forced
 from vcutils.config import DecodeConfig, UserError
-from vcutils.decode import generate, predict
-from vcutils.scores.compare import TOGETHER, compare, comparison_table, difference
-from vcutils.scores.ensemble import Ensemble, together
+from vcutils.decode import Hypothesis, generate, predict
+from vcutils.scores.compare import AGREED, TOGETHER, compare, comparison_table, difference
+from vcutils.scores.ensemble import Ensemble, agreed, together
 from vcutils.scores.runs import Run
 from vcutils.vocab import END, SPECIALS, Vocabulary
 
@@ -48,15 +48,21 @@ def test_interval_is_that_of_the_mean_over_clips():
 def test_run_compared_with_its_twin_gains_nothing_and_together_they_say_the_same(make_run):
     one, twin = make_run("one"), make_run("twin")
     result = compare([one, twin], "test", BEAM)
-    assert list(result["scores"]) == ["one", "twin", TOGETHER] and list(result["differences"]) == ["twin", TOGETHER]
-    for row in result["differences"].values():
+    assert list(result["scores"]) == ["one", "twin", TOGETHER, AGREED]
+    assert list(result["differences"]) == ["twin", TOGETHER, AGREED]
+    for row in [result["differences"][name] for name in ("twin", TOGETHER)]:
         assert row["CIDEr"] == 0 and row["interval"] == [0, 0] and "cannot be told apart" in row["verdict"]
     assert result["scores"]["one"] == result["scores"][TOGETHER] and result["ensemble"] is None
     assert result["protocol"]["beam"] == 2 and "constant caption" in result["baselines"]
     written = one.folder.parent.parent / "comparison_test.json"
     assert json.loads(written.read_text()) == json.loads(json.dumps(result))
+    assert result["seeds"]["mean"] == result["scores"]["one"] and result["seeds"]["sd"]["CIDEr"] == 0
     table = comparison_table(result)
-    assert table.count("cannot be told apart") == 2 and "one reference against the others" in table
+    assert (
+        table.count("cannot be told apart") >= 2
+        and "mean of the runs" in table
+        and "one reference against the others" in table
+    )
 
 
 def test_gain_is_the_difference_of_the_scores(make_run):
@@ -94,11 +100,24 @@ def test_together_beams_carry_the_probabilities_they_have(make_run, random_clips
             np.testing.assert_allclose(rows, h.attention, atol=1e-5)
 
 
+def test_most_agreed_is_the_caption_that_is_most_like_the_others():
+    """By CIDEr, in which words of every clip weigh nothing."""
+
+    def beams(*captions):
+        best, *others = (Hypothesis(c.split(), -1.0, -1.0, np.zeros(1), np.zeros((1, 1)), None) for c in captions)
+        best.others = others
+        return best
+
+    first = {"a": beams("a plane", "a man sings a song"), "b": beams("a dog runs fast", "a dog runs")}
+    second = {"a": beams("a man sings", "a man sings a song"), "b": beams("the end", "a dog runs")}
+    assert agreed([first, second]) == {"a": "a man sings a song", "b": "a dog runs"}
+
+
 def test_runs_that_cannot_speak_together_are_compared_all_the_same(make_run, toy_data):
     words = toy_data.vocabulary.words[4:-1]
     fewer = Vocabulary((*SPECIALS, *words), (0,) * 4 + (1,) * len(words))
     result = compare([make_run("one"), make_run("other", 1, fewer)], "val", BEAM)
-    assert list(result["scores"]) == ["one", "other"] and "the same vocabulary" in result["ensemble"]
+    assert list(result["scores"]) == ["one", "other", AGREED] and "the same vocabulary" in result["ensemble"]
     assert "the same vocabulary" in comparison_table(result)
     with pytest.raises(UserError, match="the same frames"):
         together([make_run("one"), make_run("few", max_frames=2)])

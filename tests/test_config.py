@@ -80,7 +80,7 @@ BAD_SETTINGS = [
     (TrainConfig, "label_smoothing", 1.5),
     (TrainConfig, "frame_dropout", -0.1),
     (TrainConfig, "scheduled_sampling", 2.0),
-    (TrainConfig, "splice_loss", -1.0),
+    (TrainConfig, "matching", -1.0),
     (TrainConfig, "precision", "fp8"),
     (TrainConfig, "checkpoint_every", 0),
     (TrainConfig, "patience", 0),
@@ -309,13 +309,18 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
         settings = config.suited(Config(), *size)
         train = settings.train
         chosen[name] = (train.epochs, train.batch_size, train.lr, train.frame_dropout, train.val_beam_size)
-        chosen[name] += (settings.model.dropout,)
+        chosen[name] += (settings.model.dropout, settings.model.attention, train.scst_epochs)
+        chosen[name] += (settings.decode.length_penalty, train.caption_weights)
     assert chosen == {
-        "sample": (18, 8, 1.4e-3, 0.0, 5, 0.5),
-        "medium": (30, 8, 2e-3, 0.25, 1, 0.3),
-        "large": (20, 32, 2e-3, 0.25, 1, 0.3),
+        "sample": (18, 8, 1.4e-3, 0.0, 5, 0.5, "additive", 0, 1.0, False),
+        "medium": (30, 8, 2e-3, 0.25, 1, 0.3, "additive", 0, 1.0, False),
+        "large": (20, 32, 2e-3, 0.25, 1, 0.3, "matched", 4, 0.7, True),
     }
-    given = Config(model=ModelConfig(dropout=0.0), train=dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0))
+    train, model = (
+        dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0),
+        ModelConfig(dropout=0.0, attention="uniform"),
+    )
+    given = Config(model=model, train=train, decode=DecodeConfig(length_penalty=0.0))
     assert config.suited(given, 84, 420) == given, "a real 0 is a 0"
 
 

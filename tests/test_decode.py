@@ -90,7 +90,7 @@ def test_the_models_of_these_tests_end_sometimes_and_sometimes_not(decided, voca
     assert 4 < sum(ended) < len(ended) - 4
 
 
-@pytest.mark.parametrize("attention", ["additive", "dot"])
+@pytest.mark.parametrize("attention", ["additive", "matched"])
 @pytest.mark.parametrize("beam_size", [1, 3, 5])
 def test_batch_equals_one_by_one(decided, vocabulary, clips, beam_size, attention):
     model, (features, mask) = decided(0.5, seed=2, attention=attention), clips

@@ -18,7 +18,7 @@ from vcutils.vocab import END, PAD, START
 SWITCHES = [
     {},
     {"attention": "uniform"},
-    {"attention": "dot"},
+    {"attention": "matched"},
     {"encoder": "none"},
     {"attention": "uniform", "encoder": "none"},
     {"max_frames": 2},
@@ -71,7 +71,7 @@ def test_plain_and_fast_teacher_forcing_are_equal(small_model, make_batch, switc
     assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
 
     real = batch.targets != PAD
-    packed, spread = TrainingModel(model)(batch.features, batch.frame_mask, given(batch))
+    packed, spread, _ = TrainingModel(model)(batch.features, batch.frame_mask, given(batch))
     assert torch.allclose(packed, logits[real], atol=1e-5), "the real words' logits, in row order"
     assert torch.allclose(spread[real], weights[real], atol=1e-6) and (spread[~real] == 0).all()
 
@@ -82,14 +82,14 @@ def test_both_are_equal_in_training_when_nothing_is_dropped(small_model, make_ba
     assert (plain - fast_loss(TrainingModel(model), batch, PAD)).abs() < 1e-6
 
 
-@pytest.mark.parametrize("attention", ["additive", "dot", "uniform"])
+@pytest.mark.parametrize("attention", ["additive", "matched", "uniform"])
 def test_nothing_is_computed_for_padding(small_model, make_batch, monkeypatch, attention):
     model, batch, rows = small_model(attention=attention), make_batch(3), []
     real = TrainingModel._attend
 
-    def attend(self, query, h, memory, clips):
+    def attend(self, query, h, *others):
         rows.append(len(h))
-        return real(self, query, h, memory, clips)
+        return real(self, query, h, *others)
 
     monkeypatch.setattr(TrainingModel, "_attend", attend)
     fast_loss(TrainingModel(model), batch, PAD)
@@ -104,7 +104,7 @@ def test_end_is_learned_and_never_read(make_batch):
     class Spy(nn.Module):
         def forward(self, features, frame_mask, inputs):
             seen.append(inputs)
-            return 30.0 * functional.one_hot(batch.targets[inputs != PAD], 12).float(), None
+            return 30.0 * functional.one_hot(batch.targets[inputs != PAD], 12).float(), None, None
 
     assert fast_loss(Spy(), batch, PAD) < 1e-6
     assert (seen[0] != END).all()
@@ -125,10 +125,24 @@ def test_captions_weights_multiply_the_loss_of_their_words(small_model, make_bat
     weights = torch.tensor([[1.0, -0.5, 2.0], [0.5, 0.0, 3.0], [-1.0, 1.0, 1.0], [0.25, 0.25, -2.0]])
     real = batch.targets != PAD
     logits, _ = model(batch.features, batch.frame_mask, batch.inputs)
-    each = functional.cross_entropy(logits[real], batch.targets[real], reduction="none")
+    each = functional.cross_entropy(logits[real] / 0.5, batch.targets[real], reduction="none", label_smoothing=0.1)
     expected = (each * weights[:, :, None].expand_as(real)[real]).mean()
-    weighted = fast_loss(TrainingModel(model), batch, PAD, label_smoothing=0.1, weights=weights)
+    weighted = fast_loss(TrainingModel(model), batch, PAD, 0.1, weights=weights, temperature=0.5)
     assert torch.allclose(weighted, expected, atol=1e-6)
+
+
+def test_matching_loss_asks_which_clip_the_words_so_far_are_about(small_model, make_batch):
+    model, batch = small_model(attention="matched", sharpness=2), make_batch(2)
+    memory, real, losses = model.encode(batch.features, batch.frame_mask), batch.targets != PAD, []
+    for b in range(4):
+        for words, exists in zip(batch.inputs[b], real[b], strict=True):
+            for length in range(1, int(exists.sum()) + 1):
+                said = model.decoder.said(words[:length]).sum(dim=0)  # (S,)
+                clips = [(memory.topics[c][memory.mask[c]] @ said).exp().mean() for c in range(4)]
+                losses.append(-torch.log(clips[b] / sum(clips)))
+    plain = fast_loss(TrainingModel(model), batch, PAD)
+    taught = fast_loss(TrainingModel(model), batch, PAD, matching=2.0)
+    assert float(taught - plain) == pytest.approx(2 * float(torch.stack(losses).mean()), abs=1e-5)
 
 
 def test_sampled_inputs_take_the_share_that_is_asked_for(small_model, make_batch):

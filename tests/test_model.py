@@ -13,7 +13,7 @@ from vcutils.runtime.frames import middle_frames
 from vcutils.video import frame_indices
 from vcutils.vocab import END, PAD, SPECIALS, START, Vocabulary
 
-SWITCHES = [{}, {"attention": "uniform"}, {"attention": "dot"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
+SWITCHES = [{}, {"attention": "uniform"}, {"attention": "matched"}, {"encoder": "none"}, {"frame_order": "shuffled"}]
 
 
 @pytest.fixture
@@ -68,20 +68,31 @@ def test_attention_depends_on_the_frames_and_on_the_word(small_model, batch):
     assert not torch.allclose(weights[0, 0, 0], weights[0, 0, 2], atol=1e-4), "the same frames for every word"
 
 
-def test_dot_attention_goes_by_directions_of_single_frames(small_model, random_clips):
+def test_matched_attention_finds_the_frame_whose_topic_the_words_said_have(small_model, random_clips):
     features, mask = random_clips([5])
-    model = small_model(attention="dot", sharpness=2)
-    keys = model.encode(features, mask).keys
-    assert torch.allclose(keys.norm(dim=-1), torch.ones(1, 5))
+    model = small_model(attention="matched", sharpness=2)
+    memory = model.encode(features, mask)
     changed = features.clone()
     changed[0, 2] += 1
-    moved = (model.encode(changed, mask).keys - keys).abs().sum(-1)[0] > 1e-6
-    assert moved.tolist() == [False, False, True, False, False], "a BiLSTM must not mix the keys"
-    attention = model.decoder.attention
-    for frame in range(5):  # a query that points where a frame's key does finds that frame, however long it is
-        weights = attention.weigh(3 * keys[:, None, frame, None], keys[:, None], mask[:, None])
-        assert weights.argmax() == frame
-        assert torch.allclose(weights, attention.weigh(keys[:, None, frame, None], keys[:, None], mask[:, None]))
+    moved = (model.encode(changed, mask).topics - memory.topics).abs().sum(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, False, False], "a BiLSTM must not mix the topics"
+    h = torch.zeros(1, 1, model.config.decoder_dim)
+    topics = torch.eye(5, memory.topics.shape[2])[None]
+    for frame in range(5):
+        _, weights = model.decoder.attention(h, memory, 30 * topics[:, frame, None] @ topics.mT)
+        assert weights.argmax() == frame and weights.max() > 0.99
+
+
+def test_matched_attention_reads_all_the_words_said_so_far_and_their_order_plays_no_part(small_model, random_clips):
+    features, mask = random_clips([5])
+    model = small_model(attention="matched", sharpness=2)
+    with torch.no_grad():
+        for part in model.decoder.attention.parameters():
+            part.zero_()  # what the state asks for takes no part
+        model.decoder.said.weight.normal_()
+    _, weights = model(features, mask, torch.tensor([[[4, 5, 6], [5, 4, 6], [4, 4, 6]]]))
+    assert torch.allclose(weights[0, 0, 2], weights[0, 1, 2], atol=1e-6)
+    assert not torch.allclose(weights[0, 0, 1], weights[0, 2, 1], atol=1e-3)
 
 
 def test_uniform_attention_gives_every_frame_the_same(small_model, batch):
@@ -236,7 +247,7 @@ def test_clip_without_frames_is_refused(small_model, random_clips):
         small_model().encode(features, mask)
 
 
-@pytest.mark.parametrize("attention", ["additive", "dot", "uniform"])
+@pytest.mark.parametrize("attention", ["additive", "matched", "uniform"])
 def test_one_batch_is_learned_by_heart_and_said_again(small_model, random_clips, vocabulary, attention, loss_of):
     features, mask = random_clips([6, 2, 4, 5])
     captions = torch.full((4, 1, 7), PAD)

@@ -1,13 +1,10 @@
-"""Splices: clips joined end to end, each caption with its own frames; the loss that looks for them."""
-
-import math
+"""Splices: clips joined end to end, each caption with its own frames."""
 
 import pytest
 import torch
 
 from vcutils.dataset import Batch
-from vcutils.runtime.fast import TrainingModel
-from vcutils.runtime.splices import splice, splice_loss
+from vcutils.runtime.splices import splice
 from vcutils.vocab import PAD, START
 
 
@@ -53,37 +50,3 @@ def test_a_clip_alone_stays_as_it_is(make_batch):
     batch = make_batch([3])
     joined, _, own = splice(batch, PAD)
     assert torch.equal(joined.features, batch.features) and torch.equal(joined.captions, batch.captions) and own.all()
-
-
-class Looks(torch.nn.Module):
-    """Attention with `share` inside the own clip of every caption, the rest outside: words of clip b are all 4 + b."""
-
-    def __init__(self, share):
-        super().__init__()
-        self.share = share
-
-    def forward(self, features, mask, inputs):
-        clip = inputs.max(dim=2).values - 4  # (S, K)
-        inside = (torch.arange(2) == clip[:, :, None]).repeat_interleave(torch.tensor([3, 2]), dim=2)  # 3 and 2 frames
-        weights = torch.where(inside, self.share / inside.sum(2, True), (1 - self.share) / (~inside).sum(2, True))
-        return None, weights[:, :, None].expand(-1, -1, inputs.shape[2], -1)
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
-def test_loss_is_the_log_of_what_lies_inside(make_batch, share):
-    assert float(splice_loss(Looks(share), make_batch([3, 2]), PAD)) == pytest.approx(-math.log(share), abs=1e-5)
-
-
-@pytest.mark.parametrize("attention", ["additive", "dot"])
-def test_attention_learns_to_find_the_clip_of_a_caption(small_model, make_batch, attention):
-    """The query of step 2 is the first that has read a word: from there on the clip can be known, and not before."""
-    model, batch = small_model(attention=attention).train(), make_batch([3, 2, 4, 1])
-    network, optimizer = TrainingModel(model), torch.optim.Adam(model.parameters(), lr=1e-2)
-    joined, _, own = splice(batch, PAD)
-    for _ in range(150):
-        optimizer.zero_grad()
-        splice_loss(network, batch, PAD).backward()
-        optimizer.step()
-    _, weights = model(joined.features, joined.frame_mask, joined.inputs)
-    mass = (weights.detach() * own[:, :, None]).sum(dim=-1)  # (S, K, L)
-    assert mass[:, :, 2].mean() > 0.8 and mass[:, :, 0].mean() < 0.51

@@ -4,8 +4,10 @@ import copy
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -15,16 +17,17 @@ from vcutils import train
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import CaptionDataset, collate
 from vcutils.decode import captions_of, predict
+from vcutils.runtime import objective
 from vcutils.runtime.accelerator import largest_batch, make_accelerator
 from vcutils.runtime.checkpoints import run_config
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
 from vcutils.runtime.files import holding
 from vcutils.runtime.record import LOG_FIELDS, Record
-from vcutils.runtime.self_critical import sample_captions, sampled_batch
+from vcutils.runtime.rewards import CaptionWeights, sample_captions, sampled_batch
 from vcutils.scores.coco import References
 from vcutils.scores.runs import load_model
 from vcutils.train import Trainer, lr_factor
-from vcutils.vocab import END, PAD, START
+from vcutils.vocab import END, PAD, START, build_vocabulary
 
 TIMES = ("seconds", "words_per_second")
 
@@ -154,7 +157,7 @@ def cut_after(monkeypatch, epochs, batches):
                 raise Cut
         return fast_loss(*args, **kwargs)
 
-    monkeypatch.setattr("vcutils.train.fast_loss", loss)
+    monkeypatch.setattr("vcutils.runtime.objective.fast_loss", loss)
 
 
 @pytest.mark.parametrize("phases", [{"epochs": 5}, {"epochs": 2, "scst_epochs": 3}], ids=str)
@@ -483,7 +486,7 @@ def test_patience_stops_a_run_that_does_not_get_better(toy_data, toy_config, tmp
     "settings",
     [
         {"scheduled_sampling": 1.0},
-        {"splice_loss": 0.5},
+        {"caption_weights": True},
         {"label_smoothing": 0.1},
         {"frame_dropout": 0.5},
         {"precision": "bf16"},
@@ -599,12 +602,12 @@ def test_advantages_compare_a_clips_samples_with_each_other(toy_data, toy_config
     config = toy_config(captions_per_clip=4, scst_epochs=1)
     trainer = Trainer(tmp_path / "run", config, toy_data, References, progress=False)
     batch = next(iter(trainer.loader))
-    sampled, advantages = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.rewards, 6)
+    sampled, advantages = sampled_batch(trainer.model, batch, toy_data.vocabulary, trainer.objective.references, 6)
     assert advantages.shape == (len(batch.ids), 4)
     assert torch.allclose(advantages.sum(1), torch.zeros(len(batch.ids)), atol=1e-5)
     rows = sampled.captions[0].tolist()
     texts = [" ".join(toy_data.vocabulary.words[w] for w in row if w > END) for row in rows]
-    reward = trainer.rewards.cider([(batch.ids[0], text) for text in texts], [END in row for row in rows])
+    reward = trainer.objective.references.cider([(batch.ids[0], text) for text in texts], [END in row for row in rows])
     expected = [r - (sum(reward) - r) / 3 for r in reward]
     assert advantages[0].tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -614,7 +617,7 @@ def test_second_phase_starts_from_the_best_and_raises_the_reward(toy_data, toy_c
     first = fit(tmp_path / "first", toy_config(**settings), toy_data)
     both = fit(tmp_path / "both", toy_config(**settings, scst_epochs=20), toy_data)
     assert untimed(both[:6]) == untimed(first) and len(both) == 26
-    assert {row["lr"] for row in both[6:]} == {5e-3}
+    assert [row["lr"] for row in both[6:]] == pytest.approx([5e-3 * (19 - n) / 20 for n in range(20)])
     assert max(row["val_CIDEr"] for row in both) >= max(row["val_CIDEr"] for row in first)
 
     def reward(run):
@@ -659,7 +662,7 @@ def test_patience_ends_the_first_phase_and_not_the_second(toy_data, toy_config, 
 def test_second_phase_is_gone_through_although_patience_ended_the_first(toy_data, toy_config, tmp_path):
     config = toy_config(epochs=30, lr=0.0, scst_epochs=3, scst_lr=1e-4, patience=3)
     history = fit(tmp_path / "run", config, toy_data)
-    assert [row["lr"] for row in history] == [0.0] * 4 + [1e-4] * 3
+    assert [row["lr"] for row in history] == pytest.approx([0.0] * 4 + [2e-4 / 3, 1e-4 / 3, 0.0])
 
 
 def test_run_that_is_cut_in_its_second_phase_after_patience_goes_on_as_if_never_cut(
@@ -733,8 +736,8 @@ def test_guessing_pass_has_an_autocast_block_of_its_own(toy_data, toy_config, tm
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: (events.append(name), real(*args, **kwargs))[1])
 
-    noted(train, "sampled_inputs")
-    noted(train, "fast_loss")
+    noted(objective, "sampled_inputs")
+    noted(objective, "fast_loss")
     noted(torch, "clear_autocast_cache")
     trainer.fit()
     guesses = [n for n, event in enumerate(events) if event == "sampled_inputs"]
@@ -789,7 +792,61 @@ def test_sampled_caption_that_does_not_end_is_rewarded_for_less(toy_data, toy_co
     batch = next(iter(trainer.loader))
     words = [toy_data.vocabulary.index[w] for w in toy_data.captions[batch.ids[0]][0].split()]
     rows = torch.tensor([[START, *words, END], [START, *words, PAD]])
-    monkeypatch.setattr("vcutils.runtime.self_critical.sample_captions", lambda *args: rows[None])
+    monkeypatch.setattr("vcutils.runtime.rewards.sample_captions", lambda *args: rows[None])
     one = batch._replace(ids=batch.ids[:1])
-    _, advantages = sampled_batch(trainer.model, one, toy_data.vocabulary, trainer.rewards, 8)
+    _, advantages = sampled_batch(trainer.model, one, toy_data.vocabulary, trainer.objective.references, 8)
     assert advantages[0, 0] > 0.1 and advantages[0, 1] < -0.1
+
+
+def test_captions_that_agree_with_the_clips_others_count_more(toy_data):
+    captions = {
+        "a": ["a cat sits there", "a cat sits there now", "one two three four"],
+        "b": ["a dog runs", "a dog runs", "a dog"],
+        "c": ["what else", "other words"],
+    }
+    vocabulary = build_vocabulary(captions, list(captions), 1)
+    weights = CaptionWeights(References(captions), captions, vocabulary.encode)
+    items = [("a", np.zeros((1, 2)), [vocabulary.encode(captions["a"][k]) for k in (2, 0)])]
+    items += [("b", np.zeros((1, 2)), [vocabulary.encode("a dog"), vocabulary.encode("a dog runs")])]
+    odd, common, short, whole = weights(collate(items), PAD).flatten().tolist()
+    assert odd < 0.1 < 1 < common and short < 1 < whole
+    for video_id, texts in captions.items():
+        mean = np.mean([weights.weights[(video_id, *vocabulary.encode(text))] for text in texts])
+        assert mean == pytest.approx(1), video_id
+
+
+def test_weights_of_captions_change_what_is_learned_from_each(toy_data, toy_config, tmp_path, monkeypatch):
+    """A caption of weight 0 is not learned: its words stay as unlikely as before."""
+    losses = {}
+    for name, odd in (("counts", 1.0), ("does not", 0.0)):
+        trainer = Trainer(
+            tmp_path / name, toy_config(epochs=3, caption_weights=True), toy_data, References, progress=False
+        )
+        rows = trainer.objective.weights.weights
+        rows.update({key: odd if n % 2 else 2.0 - odd for n, key in enumerate(sorted(rows))})
+        trainer.fit()
+        losses[name] = trainer.history[-1]["val_loss"]
+    assert losses["counts"] != losses["does not"]
+
+
+def test_samples_are_sharper_than_the_smoothed_probabilities(toy_data, toy_config, tmp_path):
+    """Label smoothing leaves a tenth of every step to words drawn at random: of ten words one would be nonsense."""
+    trainer = Trainer(tmp_path / "run", toy_config(captions_per_clip=50), toy_data, References, progress=False)
+    batch, model, vocabulary = next(iter(trainer.loader)), trainer.model, toy_data.vocabulary
+    with torch.no_grad():
+        model.decoder.output.weight.zero_()
+        model.decoder.output.bias.zero_()
+        model.decoder.output.bias[vocabulary.index["a"]] = math.log(0.9 / 0.1 * (len(vocabulary) - 4))  # 90 % of all
+    words = sample_captions(model, batch, vocabulary, 8)[:, :, 1:].flatten()
+    words = words[words != PAD]
+    assert (words == vocabulary.index["a"]).float().mean() > 0.97
+
+
+def test_epochs_are_planned_to_fit_the_minutes(toy_data, toy_config, tmp_path, monkeypatch):
+    """Cut off in the middle of its schedule, a run would end with a learning rate that is still high."""
+    clock = iter(range(0, 10**6))
+    monkeypatch.setattr("vcutils.runtime.record.monotonic", lambda: 10.0 * next(clock))
+    history = fit(tmp_path / "run", toy_config(epochs=500, max_minutes=20), toy_data)
+    assert 2 < len(history) < 400 and history[-1]["lr"] < 1e-6
+    monkeypatch.undo()
+    assert fit(tmp_path / "all", toy_config(epochs=3, max_minutes=20), toy_data)[-1]["epoch"] == 3

@@ -21,8 +21,8 @@ from vcutils.vocab import build_vocabulary, tokenize
 def toy_run(toy_data, toy_config, tmp_path):
     """Function: a trained run on `toy_data`, by seed and model switches."""
 
-    def make(name="a", seed=0, epochs=12, splice_loss=0.0, **model):
-        config = toy_config(epochs=epochs, seed=seed, splice_loss=splice_loss)
+    def make(name="a", seed=0, epochs=12, matching=0.0, **model):
+        config = toy_config(epochs=epochs, seed=seed, matching=matching)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
         folder = tmp_path / "toy" / "runs" / name
         Trainer(folder, config, toy_data, References, progress=False).fit()
@@ -255,9 +255,9 @@ def test_a_splices_words_have_the_attention_of_the_joined_features(toy_run):
         assert g.chance == pytest.approx(len(features[g.video_id]) / sum(len(features[i]) for i in (first, second)))
 
 
-def test_splice_loss_makes_the_attention_of_a_toy_find_its_clip(toy_run):
-    taught = toy_run("taught", attention="dot", epochs=60, splice_loss=1.0)
-    plain = toy_run("plain", attention="dot", epochs=60)
+def test_matching_makes_the_attention_of_a_toy_find_its_clip(toy_run):
+    taught = toy_run("taught", attention="matched", epochs=60, matching=1.0)
+    plain = toy_run("plain", attention="matched", epochs=60)
     after_noun = ("there", "and", "now")  # the query of these words has read what the clip shows
     masses = [
         np.mean([g.mass for g in trust.spliced(run, "train", captions=100) if g.word in after_noun])

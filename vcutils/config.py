@@ -50,7 +50,8 @@ class ModelConfig(Checked):
     decoder_dim: Size = 256  # H of the decoder
     attention_dim: Size = 128  # A, where the decoder's query and the frames' keys are compared
     dropout: Share | None = None  # on frame projections, embeddings, and before the word logits
-    attention: Literal["additive", "dot", "uniform"] = "additive"  # uniform = all frames alike
+    # "matched" also asks which frames go with the words said so far; "uniform" takes all alike.
+    attention: Literal["additive", "matched", "uniform"] | None = None  # how frames are chosen
     encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one
     frame_order: Literal["kept", "shuffled"] = "kept"  # shuffled = does the order of frames matter?
     max_frames: Count | None = None  # use so many of a clip's frames, spread evenly; None = all
@@ -72,15 +73,16 @@ class TrainConfig(Checked):
     label_smoothing: Share = 0.1  # probability mass spread over all words
     frame_dropout: Share | None = None  # share of a clip's frames left out, anew each epoch
     scheduled_sampling: Share = 0.0  # final share of inputs that the model said itself
-    splice_loss: Amount = 0.0  # weight of −log(attention in a word's own clip) where two are joined
+    caption_weights: bool | None = None  # captions count as they agree with their clip's others
+    matching: Amount = 0.5  # weight of the loss that teaches "matched" attention its words' frames
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: half precision on CUDA only
     checkpoint_every: Count = 200  # steps between writes of last/: what a killed run repeats
     patience: Count | None = None  # stop after so many epochs without a better validation CIDEr
     val_beam_size: Beam | None = None  # beam of the validation captions
     max_minutes: Amount | None = None  # end cleanly in time, with the best checkpoint kept
     max_length: Count = 24  # words per caption in training; longer ones are cut
-    scst_epochs: Whole = 0  # further epochs rewarded with CIDEr: the self-critical phase
-    scst_lr: Amount = 5e-5  # their learning rate
+    scst_epochs: Whole | None = None  # further epochs rewarded with CIDEr: self-critical phase
+    scst_lr: Amount = 5e-5  # their learning rate at the start; it falls to zero
     shuffle_features: bool = False  # control: each clip gets another clip's features
     num_workers: Whole = 0  # processes that load batches; features are small, so 0 does
     seed: Whole = 0  # every random choice goes through it
@@ -92,7 +94,7 @@ class DecodeConfig(Checked):
 
     beam_size: Beam = 5  # hypotheses kept per clip; 1 = greedy search
     max_length: Count = 24  # words before a caption is cut
-    length_penalty: Amount = 1.0  # beams are ranked by log-probability / length ** this
+    length_penalty: Amount | None = None  # beams are ranked by log-probability / length ** this
     no_repeat_ngram: Count | None = None  # forbid repeating an n-gram of this size in a caption
 
 
@@ -137,7 +139,8 @@ class Config(Checked):
 ORIGINAL_TRAINING = TrainConfig(
     epochs=20, batch_size=16, find_batch_size=True, captions_per_clip=1, lr=1e-4,
     weight_decay=1e-5, warmup_epochs=5.0, accumulation=4, clip_norm=1.0, label_smoothing=0.0,
-    frame_dropout=0.0, val_beam_size=1, max_length=20, seed=42,
+    frame_dropout=0.0, caption_weights=False, val_beam_size=1, max_length=20, scst_epochs=0,
+    seed=42,
 )  # fmt: skip
 PRESETS = {"train": {"original": ORIGINAL_TRAINING}}
 
@@ -166,15 +169,17 @@ def suited(config: Config, clips: int, captions: int) -> Config:
     A small corpus is soon learned by heart: much dropout, small steps. It needs all its frames.
     """
     small, large = captions < 2000, captions > 30_000
-    by_size: dict[str, Any] = {
-        "epochs": 18 if small else 20 if large else 30,
-        "batch_size": min(32, max(4, clips // (22 if small else 50))),
-        "lr": 1.4e-3 if small else 2e-3,
-        "frame_dropout": 0.0 if small else 0.25,
-        "val_beam_size": 5 if small else 1,
-    }
-    given = {name: value for name, value in vars(config.train).items() if value is not None}
-    train, model = TrainConfig(**(by_size | given)), config.model
-    if model.dropout is None:
-        model = dataclasses.replace(model, dropout=0.5 if small else 0.3)
-    return dataclasses.replace(config, train=train, model=model)
+    train = settings.filled(
+        config.train,
+        epochs=18 if small else 20 if large else 30,
+        batch_size=min(32, max(4, clips // (22 if small else 50))),
+        lr=1.4e-3 if small else 2e-3,
+        frame_dropout=0.0 if small else 0.25,
+        val_beam_size=5 if small else 1,
+        caption_weights=large,
+        scst_epochs=4 if large else 0,
+    )
+    attention = "matched" if large else "additive"
+    model = settings.filled(config.model, dropout=0.5 if small else 0.3, attention=attention)
+    decode = settings.filled(config.decode, length_penalty=0.7 if large else 1.0)
+    return dataclasses.replace(config, train=train, model=model, decode=decode)

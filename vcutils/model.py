@@ -9,18 +9,19 @@ video's frames); Xu et al. 2015 (initial state from the mean of the memory, sect
 context also enters the word logits, equation 7).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
 from vcutils.runtime.frames import check_frames, encode_some
 from vcutils.vocab import PAD
 
-State = tuple[Tensor, Tensor]  # hidden and cell state of the decoder, (B, K, H) each
+# The decoder's hidden and cell state, (B, K, H) each; with "matched" also what was said, (B, K, S).
+State = tuple[Tensor, ...]
 
 
 class Memory(NamedTuple):
@@ -29,6 +30,7 @@ class Memory(NamedTuple):
     values: Tensor  # (B, T, C) encoded frames
     keys: Tensor  # (B, T, A) the frames' part of the attention score, computed once per clip
     mask: Tensor  # (B, T) bool, True on frames that exist
+    topics: Tensor  # (B, T, S) what a frame shows, to match with the words said; S = 0 without
 
 
 class Encoder(nn.Module):
@@ -57,7 +59,7 @@ class Encoder(nn.Module):
 class AdditiveAttention(nn.Module):
     """score = v · tanh(W_h h + W_m m_t); weights sum to 1, and are exactly 0 on padding.
 
-    "dot": score = v · (q * k), where q and k have length 1, so that only their directions count.
+    "matched" adds to a frame's score the product of its topic and the words said so far.
     """
 
     def __init__(self, config: ModelConfig, memory_dim: int) -> None:
@@ -66,19 +68,17 @@ class AdditiveAttention(nn.Module):
         self.keys = nn.Linear(memory_dim, config.attention_dim)  # W_m
         self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)  # W_h
         self.score = nn.Linear(config.attention_dim, 1, bias=False)  # v
-        if self.kind == "dot":
-            nn.init.constant_(self.score.weight, 10.0)  # how sharp; learned, like all of v
 
-    def forward(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context (B, K, C) and weights (B, K, T) for decoder states h (B, K, H)."""
+    def forward(self, h: Tensor, memory: Memory, match: Any = 0.0) -> tuple[Tensor, Tensor]:
+        """Context (B, K, C) and weights (B, K, T) for states h (B, K, H), match (B, K, T)."""
         query = self.query(h)[:, :, None]  # (B, K, 1, A)
-        weights = self.weigh(query, memory.keys[:, None], memory.mask[:, None])  # (B, K, T)
+        weights = self.weigh(query, memory.keys[:, None], memory.mask[:, None], match)  # (B, K, T)
         return weights @ memory.values, weights
 
-    def weigh(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Weights (…, T) that queries (…, 1, A) give to frames by keys (…, T, A), mask (…, T)."""
-        pairs = normalize(query, dim=-1) * keys if self.kind == "dot" else torch.tanh(query + keys)
-        scores = self.score(pairs).squeeze(-1).float()  # half precision would round small weights
+    def weigh(self, query: Tensor, keys: Tensor, mask: Tensor, match: Any = 0.0) -> Tensor:
+        """Weights (…, T) by queries (…, 1, A), keys (…, T, A), mask (…, T), match (…, T)."""
+        scores = self.score(torch.tanh(query + keys)).squeeze(-1) + match
+        scores = scores.float()  # half precision would round small weights
         if self.kind == "uniform":
             scores = torch.zeros_like(scores)
         return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(keys.dtype)
@@ -87,11 +87,16 @@ class AdditiveAttention(nn.Module):
 class Decoder(nn.Module):
     """One word at a time: attend, update the state, score the next word."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, memory_dim: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, feature_dim: int) -> None:
         super().__init__()
-        E, H = config.embed_dim, config.decoder_dim
+        E, H, memory_dim = config.embed_dim, config.decoder_dim, 2 * config.encoder_dim
         self.embed = nn.Embedding(vocab_size, E, padding_idx=PAD)
         self.attention = AdditiveAttention(config, memory_dim)
+        self.said = self.topics = None
+        if config.attention == "matched":
+            self.said = nn.Embedding(vocab_size, config.attention_dim, padding_idx=PAD)
+            nn.init.normal_(self.said.weight, std=0.05)  # small: at first nothing matches
+            self.topics = nn.Linear(feature_dim, config.attention_dim)
         # An LSTM cell over [word; context; h] in two parts: training does all words' part at once.
         self.word_gates = nn.Linear(E, 4 * H)
         self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)
@@ -106,22 +111,28 @@ class Decoder(nn.Module):
     def start(self, memory: Memory, count: int) -> State:
         """The state before the first word, for `count` captions of each clip: (B, K, H) twice."""
         mean = memory.values.sum(dim=1) / memory.mask.sum(dim=1, keepdim=True)  # (B, C)
-        h, c = torch.tanh(self.init_h(mean)), torch.tanh(self.init_c(mean))
-        return h[:, None].expand(-1, count, -1), c[:, None].expand(-1, count, -1)
+        parts = [torch.tanh(self.init_h(mean)), torch.tanh(self.init_c(mean))]
+        if self.said is not None:
+            parts.append(mean.new_zeros(len(mean), memory.topics.shape[2]))
+        return tuple(part[:, None].expand(-1, count, -1) for part in parts)
 
     def step(self, words: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
         """Read one word per caption, words (B, K), and score the word behind it.
 
         Returns the new state, the logits (B, K, V) and the attention weights (B, K, T).
         """
-        h, c = state
-        context, weights = self.attention(h, memory)
+        h, c, *said = state
+        match: Any = 0.0
+        if self.said is not None:
+            said = [said[0] + self.dropout(self.said(words))]  # (B, K, S)
+            match = said[0] @ memory.topics.mT  # (B, K, T)
+        context, weights = self.attention(h, memory, match)
         word = self.dropout(self.embed(words))  # (B, K, E)
         gates = self.word_gates(word) + self.state_gates(torch.cat([context, h], dim=-1))
         i, f, g, o = gates.chunk(4, dim=-1)  # input, forget, candidate, output: (B, K, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        return (h, c), self.logits(h, context), weights
+        return (h, c, *said), self.logits(h, context), weights
 
     def logits(self, h: Tensor, context: Tensor) -> Tensor:
         """Scores of the next word (…, V) from states (…, H) and contexts (…, C)."""
@@ -136,7 +147,7 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.feature_dim = config, vocab_size, feature_dim
         self.encoder = Encoder(config, feature_dim)
-        self.decoder = Decoder(config, vocab_size, 2 * config.encoder_dim)
+        self.decoder = Decoder(config, vocab_size, feature_dim)
 
     def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
         """Encode features (B, T, D) with frame_mask (B, T), once per clip for all its captions.
@@ -145,10 +156,10 @@ class CaptionModel(nn.Module):
         """
         check_frames(features, frame_mask, self.feature_dim)
         values, mask = encode_some(self.encoder, features, frame_mask, self.config)
-        if self.config.attention == "dot":  # keys of single frames: no LSTM has mixed them
-            own = torch.relu(self.encoder.project(features))
-            return Memory(values, normalize(self.decoder.attention.keys(own), dim=-1), mask)
-        return Memory(values, self.decoder.attention.keys(values), mask)
+        topics = features[:, :, :0]
+        if self.decoder.topics is not None:  # of each frame by itself: no LSTM has mixed them
+            topics = self.decoder.topics(self.decoder.dropout(features))
+        return Memory(values, self.decoder.attention.keys(values), mask, topics)
 
     def forward(self, features: Tensor, mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher forcing: read the true word t, score word t + 1.

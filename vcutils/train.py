@@ -7,7 +7,7 @@ The same function serves one CPU, one GPU, many GPUs and many machines:
 
 Every epoch ends with captions generated for the validation clips (free running, as at test time).
 Their CIDEr picks `best/`; the teacher-forced loss never does, and nothing of the test split is
-read. An optional second phase rewards the model's own captions (`runtime.self_critical`).
+read. An optional second phase rewards the model's own captions (`runtime.rewards`).
 """
 
 import math
@@ -21,21 +21,19 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vcutils.config import Config
-from vcutils.dataset import Batch, CaptionData, CaptionDataset, collate, make_loader
+from vcutils.dataset import CaptionData, CaptionDataset, collate, make_loader
 from vcutils.decode import captions_of, predict
 from vcutils.model import CaptionModel
 from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining
-from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
+from vcutils.runtime.fast import TrainingModel, fast_loss
 from vcutils.runtime.machine import is_quiet
+from vcutils.runtime.objective import Objective
 from vcutils.runtime.record import Record
-from vcutils.runtime.self_critical import check_samples, sampled_batch
-from vcutils.runtime.splices import splice_loss
-from vcutils.vocab import PAD, START
+from vcutils.vocab import PAD
 
 
 def lr_factor(epoch: float, warmup_epochs: float, epochs: int) -> float:
@@ -67,7 +65,6 @@ class Trainer:
         self.config = config = data.suited(config)  # fills in what the corpus' size decides
         settings: Any = config.train
         self.settings = settings
-        check_samples(settings)
         self.accelerator = make_accelerator(settings.precision)
         new_model = partial(CaptionModel, config.model, len(data.vocabulary), data.store.dim)
         # Before seeding, since the search for a batch that fits draws random numbers.
@@ -79,8 +76,7 @@ class Trainer:
         self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, **shown)
         self.validation = CaptionDataset(data, "val", None, **shown)
         self.references = references({i: data.captions[i] for i in self.validation.ids})
-        train_captions = {i: data.captions[i] for i in self.dataset.ids}
-        self.rewards = references(train_captions) if settings.scst_epochs else None
+        self.objective = Objective(config, data, references, self.accelerator.autocast)
         parameters = self.model.parameters()
         self.network, self.optimizer, self.loader = self.accelerator.prepare(
             TrainingModel(self.model),
@@ -121,13 +117,14 @@ class Trainer:
         settings, progress, batches = self.settings, self.progress, len(self.loader)
         begun = monotonic() - progress.seconds
         self.dataset.epoch = progress.epoch
-        self.network.train()
+        rewarded = progress.epoch >= progress.first_phase  # the second phase
+        self.objective.begin_epoch(self.network, self.dataset, rewarded)
         for number, batch in remaining(self.loader, progress.batch):
             done = number + 1
             is_step = done % settings.accumulation == 0 or done == batches
             # Several processes exchange their gradients only where a step follows.
             with nullcontext() if is_step else self.accelerator.no_sync(self.network):
-                batch, loss = self.loss(batch)
+                batch, loss = self.objective(self.network, batch, progress.epoch, rewarded)
                 self.accelerator.backward(loss / settings.accumulation)
             progress.add(float(loss.detach()), words=int((batch.targets != PAD).sum()))
             bar.update()
@@ -144,29 +141,12 @@ class Trainer:
         self._end_epoch(monotonic() - begun)
         return True
 
-    def loss(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """The batch that is learned from, and its loss: teacher forcing, or rewarded samples."""
-        settings, epoch, inputs, advantages = self.settings, self.progress.epoch, None, None
-        vocabulary, autocast = self.data.vocabulary, self.accelerator.autocast
-        if epoch >= self.progress.first_phase:
-            batch, advantages = sampled_batch(
-                self.model, batch, vocabulary, self.rewards, settings.max_length
-            )
-        elif guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
-            with autocast():  # a block of its own: it keeps copies of weights without gradients
-                inputs = sampled_inputs(self.network, batch, PAD, START, guessed)
-        with autocast():
-            loss = fast_loss(self.network, batch, PAD, settings.label_smoothing, inputs, advantages)
-            if settings.splice_loss:
-                loss = loss + settings.splice_loss * splice_loss(self.network, batch, PAD)
-        return batch, loss
-
     def _lr(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
         settings = self.settings
-        if epoch > self.progress.first_phase:
-            return settings.scst_lr
-        return settings.lr * lr_factor(epoch, settings.warmup_epochs, settings.epochs)
+        if (rewarded := epoch - self.progress.first_phase) > 0:
+            return settings.scst_lr * (1 - rewarded / settings.scst_epochs)
+        return settings.lr * lr_factor(epoch, settings.warmup_epochs, self.progress.first_phase)
 
     def _end_epoch(self, seconds: float) -> None:
         """Validate, log, save; the second phase goes on from the best epoch of the first."""
@@ -175,7 +155,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             record.end_epoch(row | self.validate(), self.model)
         self.accelerator.wait_for_everyone()
-        if record.end_phase(self.model) or record.finished:
+        if has_ended := record.end_phase(self.model):
+            self.optimizer.state.clear()  # moments of another loss
+        if has_ended or record.finished:
             record.save_last(*self.parts)
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ class _Beams:
 
     def __init__(self, decoder: Any, memory: Any, start: int, config: DecodeConfig) -> None:
         self.decoder, self.memory, self.config = decoder, memory, config
+        self.penalty = 1.0 if config.length_penalty is None else config.length_penalty
         (B, T), K, device = memory.mask.shape, config.beam_size, memory.mask.device
         self.ended: list[list[Beam]] = [[] for _ in range(B)]
         self.unfinished: list[list[Beam]] = [[] for _ in range(B)]
@@ -84,12 +85,12 @@ class _Beams:
     def _select(self, *index: Any) -> None:
         """Go on with these clips, or these beams of each clip."""
         self.words, self.log_probs, self.attention = self.words[index], self.log_probs[index], self.attention[index]
-        self.state = (self.state[0][index], self.state[1][index])
+        self.state = tuple(part[index] for part in self.state)
 
     def _leave(self) -> None:
         """Take clips that are done out of the batch."""
         K, length = self.total.shape[1], self.words.shape[2] - 1
-        best = (self.total.max(dim=1).values / length**self.config.length_penalty).tolist()
+        best = (self.total.max(dim=1).values / length**self.penalty).tolist()
         stay = []
         for row, clip in enumerate(self.clips.tolist()):
             scores = sorted((beam[2] for beam in self.ended[clip]), reverse=True)[:K]
@@ -109,7 +110,7 @@ class _Beams:
         """Add a caption to a group, with its last word (<end>) and that word's log-probability, or unfinished."""
         ids = self.words[row, beam, 1:].tolist() + last
         log_probs = torch.cat([self.log_probs[row, beam], log_prob]).cpu().numpy()
-        score = float(log_probs.sum()) / max(1, len(ids)) ** self.config.length_penalty
+        score = float(log_probs.sum()) / max(1, len(ids)) ** self.penalty
         group[int(self.clips[row])].append((ids, log_probs, score, self.attention[row, beam].cpu().numpy()))
 
 

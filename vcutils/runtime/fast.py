@@ -20,10 +20,11 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, V) of the n real words in row order, and attention weights (B, K, L, T), zero on padding.
+    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (n, V) of the n real words in row order; attention weights (B, K, L, T), zero on padding; matches.
 
         `inputs` (B, K, L) are <start> and the words, then <pad>; the n positions are those of `inputs != <pad>`.
+        `matches` (n, B, T), of "matched" attention alone, are those of the words said with the frames of every clip.
         """
         decoder, memory, (_, count, length) = self.model.decoder, self.model.encode(features, frame_mask), inputs.shape
         pad = decoder.embed.padding_idx
@@ -35,13 +36,22 @@ class TrainingModel(nn.Module):
         counts = [n for n in alive.sum(dim=1).tolist() if n]
         embedded = decoder.dropout(decoder.embed(inputs.flatten()[positions]))  # (n, E)
         words = decoder.word_gates(embedded).split(counts)  # (n_t, 4H) of each step
-        h, c = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
+        h, c, *_ = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
+        matches, own = None, [0.0] * len(counts)
+        if decoder.said is not None:
+            said = decoder.dropout(decoder.said(inputs)).cumsum(dim=2).flatten(0, 2)[positions]  # (n, S)
+            matches = said.new_full((len(said), memory.mask.numel()), float("-inf"))
+            frames = memory.mask.flatten().nonzero().flatten()
+            matches = matches.index_copy(1, frames, said @ memory.topics[memory.mask].T)
+            matches = matches.unflatten(1, memory.mask.shape)  # (n, B, T)
+            clips = positions // (count * length)
+            own = matches[torch.arange(len(said), device=clips.device), clips].split(counts)  # (n_t, T) of each step
         query, state_gates = SharedLinear(decoder.attention.query), SharedLinear(decoder.state_gates)
         states, contexts, all_weights = [], [], []
-        for word_gates in words:
+        for word_gates, match in zip(words, own, strict=True):
             captions = order[: len(word_gates)]
             h, c = h[: len(captions)], c[: len(captions)]
-            weights = self._attend(query, h, memory, captions // count)  # (n_t, T)
+            weights = self._attend(query, h, memory, captions // count, match)  # (n_t, T)
             context = _mix(weights, memory.values, captions, count)  # (n_t, C)
             gates = word_gates + state_gates(torch.cat([context, h], dim=-1))
             i, f, g, o = gates.chunk(4, dim=-1)
@@ -54,12 +64,12 @@ class TrainingModel(nn.Module):
         logits = decoder.logits(torch.cat(states)[in_row_order], torch.cat(contexts)[in_row_order])
         rows = torch.cat(all_weights)
         spread = rows.new_zeros(inputs.numel(), rows.shape[1]).index_copy(0, positions, rows)
-        return logits, spread.view(*inputs.shape, -1)
+        return logits, spread.view(*inputs.shape, -1), None if matches is None else matches[in_row_order]
 
-    def _attend(self, query: "SharedLinear", h: Tensor, memory: Any, clips: Tensor) -> Tensor:
-        """Weights (n, T) of captions' states h (n, H) over the frames of their `clips` (n,)."""
+    def _attend(self, query: "SharedLinear", h: Tensor, memory: Any, clips: Tensor, match: Any) -> Tensor:
+        """Weights (n, T) of captions' states h (n, H) over the frames of their `clips` (n,); `match` (n, T)."""
         keys, mask = memory.keys.index_select(0, clips), memory.mask[clips]
-        return self.model.decoder.attention.weigh(query(h)[:, None], keys, mask)
+        return self.model.decoder.attention.weigh(query(h)[:, None], keys, mask, match)
 
 
 def fast_loss(
@@ -69,20 +79,39 @@ def fast_loss(
     label_smoothing: float = 0.0,
     inputs: Tensor | None = None,
     weights: Tensor | None = None,
+    temperature: float = 1.0,
+    matching: float = 0.0,
 ) -> Tensor:
     """The loss of `model.caption_loss` through a TrainingModel (or its wrapper for many GPUs).
 
     `inputs` (B, K, L) replaces the words that are read (scheduled sampling); the targets stay. With `weights` (B, K)
-    each word's loss is multiplied by its caption's, and nothing is smoothed.
+    each word's loss is multiplied by its caption's. Logits are divided by `temperature`. `matching_loss` is added,
+    `matching` times.
     """
     real = batch.targets != pad
     # <end> is a target and never an input; a position is real when its target is.
     given = (batch.inputs if inputs is None else inputs).masked_fill(~real, pad)
-    logits, _ = model(batch.features, batch.frame_mask, given)
-    if weights is not None:
-        each = functional.cross_entropy(logits.float(), batch.targets[real], reduction="none")
-        return (each * weights[:, :, None].expand_as(real)[real]).mean()
-    return functional.cross_entropy(logits.float(), batch.targets[real], label_smoothing=label_smoothing)
+    logits, _, matches = model(batch.features, batch.frame_mask, given)
+    words = (logits.float() / temperature, batch.targets[real])
+    if weights is None:
+        loss = functional.cross_entropy(*words, label_smoothing=label_smoothing)
+    else:
+        each = functional.cross_entropy(*words, reduction="none", label_smoothing=label_smoothing)
+        loss = (each * weights[:, :, None].expand_as(real)[real]).mean()
+    if matching:
+        loss = loss + matching * matching_loss(matches, batch.frame_mask, real.nonzero()[:, 0])
+    return loss
+
+
+def matching_loss(matches: Tensor, frame_mask: Tensor, clips: Tensor) -> Tensor:
+    """How badly the words said so far tell their own clip from the batch's others: cross-entropy in nats.
+
+    For matches (n, B, T) of n words, frames (B, T), the words' clips (n,). A clip's score is the logarithm of the mean
+    of exp(match) over its frames (InfoNCE, van den Oord et al. 2018). It teaches "matched" attention which words go
+    with which frames.
+    """
+    scores = matches.float().logsumexp(dim=-1) - frame_mask.sum(dim=1).log()  # (n, B)
+    return functional.cross_entropy(scores, clips)
 
 
 @torch.no_grad()
@@ -92,7 +121,7 @@ def sampled_inputs(model: nn.Module, batch: Any, pad: int, start: int, share: fl
     Scheduled sampling (Bengio et al. 2015) in the two-pass form of Mihaylova & Martins 2019.
     """
     real = batch.targets != pad
-    logits, _ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, pad))
+    logits, *_ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, pad))
     logits[:, [pad, start]] = float("-inf")  # no one reads them back
     guesses = torch.zeros_like(batch.targets)
     guesses[real] = logits.argmax(dim=-1)

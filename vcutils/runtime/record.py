@@ -27,6 +27,7 @@ from vcutils.runtime.store import backbone_of
 STATE = "resume.safetensors"
 BROKEN = ("not a checkpoint", "delete it to train from the start")
 CIDER = itemgetter("val_CIDEr")
+REWARDED = 3.0  # a self-critical epoch takes about so many others' time
 LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr", "seconds", "words_per_second")
 
 
@@ -87,7 +88,7 @@ class Record:
     @property
     def epochs(self) -> int:
         """Epochs of both phases."""
-        return self.progress.first_phase + self.config.train.scst_epochs
+        return self.progress.first_phase + (self.config.train.scst_epochs or 0)
 
     @property
     def out_of_patience(self) -> bool:
@@ -154,7 +155,10 @@ class Record:
     def end_phase(self, model: nn.Module) -> bool:
         """Whether the first phase has just ended; the second, where there is one, goes on from best/."""
         progress = self.progress
-        progress.rows[:] = broadcast_object_list([progress.rows])[0]  # only the main process knows the scores
+        if progress.epoch == 1:
+            self._fit_minutes()
+        # Only the main process knows the scores, and its clock counts.
+        progress.rows[:], progress.first_phase = broadcast_object_list([progress.rows, progress.first_phase])
         if self.out_of_patience and progress.epoch < progress.first_phase:
             progress.first_phase = progress.epoch
         ended = progress.epoch == progress.first_phase
@@ -162,6 +166,15 @@ class Record:
             best = self.run / "best" / "model.safetensors"
             load_weights(model, load_tensors(best)[0], best)
         return ended
+
+    def _fit_minutes(self) -> None:
+        """Plan fewer epochs where max_minutes are too few for all: the learning rate must have fallen by then."""
+        train: Any = self.config.train
+        progress, epoch = self.progress, monotonic() - self.started
+        if train.max_minutes is not None:
+            fitting = 60 * train.max_minutes / epoch
+            first = max(fitting / 2, fitting - REWARDED * train.scst_epochs)
+            progress.first_phase = min(progress.first_phase, max(1, int(first)))
 
     def save_model(self, name: str, model: nn.Module) -> None:
         """best/ or last/, with everything that captions need."""

@@ -49,6 +49,11 @@ def from_dict(cls: Any, values: Any) -> Any:
         raise UserError(f"{error}; was it written by a newer version?") from error
 
 
+def filled(settings: Any, **values: Any) -> Any:
+    """The settings with these values where they are None."""
+    return dataclasses.replace(settings, **{n: value for n, value in values.items() if getattr(settings, n) is None})
+
+
 def paths_from_env(names: tuple[str, ...], root: Path) -> dict[str, Path]:
     """The folders that VCUTILS_DATA and VCUTILS_CORPUS name, relative ones below `root`; a corpus must exist."""
     texts = {name: os.environ.get(f"VCUTILS_{name.upper()}") for name in names}

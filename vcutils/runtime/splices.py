@@ -1,12 +1,12 @@
 """Splices: clips joined end to end, so that of every caption it is known which frames it is about.
 
-They give attention a ground truth on any corpus, to measure it (`attention.checks`) and to train it (`splice_loss`).
+They give attention a ground truth on any corpus (`attention.checks`).
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -24,12 +24,3 @@ def splice(batch: Any, pad: int) -> tuple[Any, Tensor, Tensor]:
     clips = pad_sequence([g.repeat_interleave(count) for g in groups], batch_first=True, padding_value=-2)
     joined = batch._replace(features=features, frame_mask=frames >= 0, captions=captions)
     return joined, clips, clips[:, :, None] == frames[:, None]
-
-
-def splice_loss(network: nn.Module, batch: Any, pad: int) -> Tensor:
-    """Mean of −log(attention inside the own clip) over the words of a batch's splices; `network` as in `fast_loss`."""
-    joined, _, own = splice(batch, pad)
-    real = joined.targets != pad
-    _, weights = network(joined.features, joined.frame_mask, joined.inputs.masked_fill(~real, pad))
-    inside = (weights * own[:, :, None]).sum(dim=-1)  # (S, K, L)
-    return -inside[real].float().clamp(min=1e-6).log().mean()

@@ -11,19 +11,20 @@ from vcutils.decode import captions_of
 from vcutils.runtime.files import note, write_text
 from vcutils.scores.baselines import constant_caption, human_line, training_captions
 from vcutils.scores.coco import METRICS, References, Scores
-from vcutils.scores.ensemble import together
-from vcutils.scores.report import aligned, ids_of, protocol
+from vcutils.scores.ensemble import agreed, together
+from vcutils.scores.report import aligned, ids_of, over_seeds, protocol
 from vcutils.scores.runs import Run
 
-TOGETHER = "all together"
+TOGETHER, AGREED = "all together", "most agreed"  # each word said together; the caption most like the others
 
 
 def compare(runs: Sequence[Run], split: str = "test", decode: DecodeConfig | None = None) -> dict[str, Any]:
     """Score runs on the same clips, alone and as an ensemble; writes comparison_<split>.json beside the runs.
 
     Returns {"scores": {run: scores}, "differences": {run: {"CIDEr", "interval", "verdict"}}, "ensemble", "protocol",
-    "baselines"}. Differences are against the first run; "ensemble" says why there is none, or is None. Raises UserError
-    for runs of one name and for runs that are not of the same clips and captions.
+    "baselines", "seeds"}. Differences are against the first run; "ensemble" says why there is none, or is None; "seeds"
+    are mean and sd of the runs. Raises UserError for runs of one name and for runs that are not of the same clips and
+    captions.
     """
     first, decode = runs[0], decode or runs[0].decode
     ids, named = ids_of(first, split), {run.folder.name: run for run in runs}
@@ -38,12 +39,15 @@ def compare(runs: Sequence[Run], split: str = "test", decode: DecodeConfig | Non
         named[TOGETHER] = together(runs)
     except UserError as error:
         problem = str(error)
+    hypotheses = {name: run.predict(ids, decode) for name, run in named.items()}
+    captions = {name: captions_of(of_run) for name, of_run in hypotheses.items()}
+    captions[AGREED] = agreed([hypotheses[run.folder.name] for run in runs])
     scorer, scores, ciders = References(references), {}, {}
-    for name, run in named.items():
-        both = scorer.score_both(captions_of(run.predict(ids, decode)), METRICS)
+    for name, of_name in captions.items():
+        both = scorer.score_both(of_name, METRICS)
         scores[name] = {metric: corpus for metric, (corpus, _) in both.items()}
         ciders[name] = np.array(both["CIDEr"][1])
-    base, *others = named
+    base, *others = captions
     constant = constant_caption(training_captions(first.data))
     baselines: dict[str, Scores] = {"constant caption": scorer.score(dict.fromkeys(ids, constant))}
     if human := human_line(references):
@@ -54,6 +58,7 @@ def compare(runs: Sequence[Run], split: str = "test", decode: DecodeConfig | Non
         "ensemble": problem,
         "protocol": protocol(runs, split, decode),
         "baselines": baselines,
+        "seeds": over_seeds([scores[run.folder.name] for run in runs]),
     }
     write_text(first.folder.parent.parent / f"comparison_{split}.json", json.dumps(result, indent=1))
     note(first.folder.parent.parent, f"evaluate {', '.join(named)}, {split}, {len(ids)} clips")
@@ -88,7 +93,8 @@ def mean_with_interval(values: Sequence[float], clips: Sequence[str]) -> tuple[f
 
 def comparison_table(result: dict[str, Any]) -> str:
     """The rows, × 100, then a line for each difference."""
-    lines = [aligned(result["scores"] | result["baselines"]), ""]
+    seeds = {"mean of the runs": result["seeds"]["mean"], "± standard deviation": result["seeds"]["sd"]}
+    lines = [aligned(result["scores"] | seeds | result["baselines"]), ""]
     for row in result["differences"].values():
         low, high = (100 * value for value in row["interval"])
         lines.append(f"CIDEr × 100: {100 * row['CIDEr']:+.1f} [{low:+.1f}, {high:+.1f}]  {row['verdict']}")

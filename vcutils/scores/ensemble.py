@@ -1,6 +1,6 @@
-"""Several trained models that say each word together: the mean of their probabilities, and of their attention."""
+"""What several trained models say together: word by word, with mean probabilities and attention, or by agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vcutils.config import UserError
+from vcutils.decode import Hypothesis
 from vcutils.model import CaptionModel, Memory, State
+from vcutils.scores.coco import References
 from vcutils.scores.runs import Run
 
 
@@ -20,10 +22,23 @@ def together(runs: Sequence[Run]) -> Run:
             "the same vocabulary": other.vocabulary.words == first.vocabulary.words,
             "the same features": other.data.store.folder == first.data.store.folder,
             "the same frames": other.model.config.max_frames == first.model.config.max_frames,
+            "the same attention": (other.model.decoder.said is None) == (first.model.decoder.said is None),
         }
         if missing := [need for need, is_met in needs.items() if not is_met]:
             raise UserError(f"{first.folder.name} and {other.folder.name} would need {' and '.join(missing)}")
     return replace(first, model=Ensemble([run.model for run in runs]).eval())
+
+
+def agreed(hypotheses: Sequence[Mapping[str, Hypothesis]]) -> dict[str, str]:
+    """For each clip the caption, of all beams of all runs, that is most like the others by CIDEr.
+
+    Consensus re-ranking (Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+    """
+    beams = {i: [h.caption for of_run in hypotheses for h in (of_run[i], *of_run[i].others)] for i in hypotheses[0]}
+    others = {f"{i} {k}": c[:k] + c[k + 1 :] for i, c in beams.items() for k in range(len(c))}
+    candidates = [caption for captions in beams.values() for caption in captions]
+    likeness = iter(References(others).cider(list(zip(others, candidates, strict=True))))
+    return {i: max(captions, key=lambda _: next(likeness)) for i, captions in beams.items()}
 
 
 class Ensemble(CaptionModel):
@@ -44,16 +59,18 @@ class Ensemble(CaptionModel):
 
     def start(self, memory: "Memories", count: int) -> State:
         """See `model.Decoder.start`."""
-        return _joined([m.decoder.start(own, count) for m, own in zip(self.models, memory.each, strict=True)])
+        parts = zip(self.models, memory.each, strict=True)
+        return tuple(part for model, own in parts for part in model.decoder.start(own, count))
 
     def step(self, words: Tensor, state: State, memory: "Memories") -> tuple[State, Tensor, Tensor]:
         """See `model.Decoder.step`; the logits are logarithms of summed probabilities."""
-        sizes = [model.config.decoder_dim for model in self.models]
-        states = zip(*(part.split(sizes, dim=-1) for part in state), strict=True)
+        number = len(state) // len(self.models)
+        states = [state[start : start + number] for start in range(0, len(state), number)]
         parts = zip(self.models, states, memory.each, strict=True)
         after, logits, weights = zip(*(m.decoder.step(words, own, seen) for m, own, seen in parts), strict=True)
         log_probs = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
-        return _joined(after), log_probs.logsumexp(dim=0), torch.stack(weights).mean(dim=0)
+        state = tuple(part for own in after for part in own)
+        return state, log_probs.logsumexp(dim=0), torch.stack(weights).mean(dim=0)
 
 
 class Memories(tuple):
@@ -73,8 +90,3 @@ class Memories(tuple):
     def mask(self) -> Tensor:
         """(B, T) bool, True on frames that exist."""
         return self.each[0].mask
-
-
-def _joined(states: Sequence[State]) -> State:
-    h, c = (torch.cat(parts, dim=-1) for parts in zip(*states, strict=True))
-    return h, c

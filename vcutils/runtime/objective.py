@@ -1,0 +1,62 @@
+"""What a training step minimises: the loss of a batch's captions, weighted, or of the model's own, rewarded."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from vcutils.config import Config
+from vcutils.runtime.fast import fast_loss, sampled_inputs
+from vcutils.runtime.rewards import TEMPERATURE, CaptionWeights, sampled_batch, without_chance
+from vcutils.runtime.settings import UserError
+
+PAD, START = 0, 1  # of vocab.py, which this folder does not import
+
+
+class Objective:
+    """The loss of each batch by a run's settings.
+
+    `references` makes of training captions an object that scores captions against them, where one is needed;
+    `autocast()` makes blocks of half precision, or of none. Raises UserError for a self-critical phase in which a
+    clip's samples have no other to be compared with.
+    """
+
+    def __init__(self, config: Config, data: Any, references: Callable, autocast: Callable) -> None:
+        settings: Any = config.train
+        self.settings, self.vocabulary, self.autocast = settings, data.vocabulary, autocast
+        captions = {i: data.captions[i] for i in data.splits["train"]}
+        if settings.scst_epochs and settings.captions_per_clip < 2:
+            raise UserError("scst_epochs: needs captions_per_clip of 2 or more, which are each other's baseline")
+        self.matching = settings.matching if config.model.attention == "matched" else 0.0
+        if settings.scst_epochs or settings.caption_weights:
+            self.references = references(captions)
+        if settings.caption_weights:
+            encode = partial(data.vocabulary.encode, max_length=settings.max_length)
+            self.weights = CaptionWeights(self.references, captions, encode)
+
+    def begin_epoch(self, network: nn.Module, dataset: Any, rewarded: bool) -> None:
+        """Rewards are for what the model says of whole clips: without dropout, and with all frames."""
+        network.train()
+        if rewarded:
+            without_chance(network)
+            dataset.frame_dropout = 0.0
+
+    def __call__(self, network: nn.Module, batch: Any, epoch: int = 0, rewarded: bool = False) -> tuple[Any, Tensor]:
+        """The batch that is learned from, and its loss: of its own captions, or of rewarded samples in their place.
+
+        `network` as in `fast_loss`.
+        """
+        settings = self.settings
+        if rewarded:
+            model = getattr(network, "module", network).model
+            batch, advantages = sampled_batch(model, batch, self.vocabulary, self.references, settings.max_length)
+            with self.autocast():
+                return batch, fast_loss(network, batch, PAD, weights=advantages, temperature=TEMPERATURE)
+        weights, inputs = self.weights(batch, PAD) if settings.caption_weights else None, None
+        if guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
+            with self.autocast():  # a block of its own: it keeps copies of weights without gradients
+                inputs = sampled_inputs(network, batch, PAD, START, guessed)
+        with self.autocast():
+            smoothing = settings.label_smoothing
+            return batch, fast_loss(network, batch, PAD, smoothing, inputs, weights, matching=self.matching)
