@@ -68,28 +68,25 @@ def test_attention_depends_on_the_frames_and_on_the_word(small_model, batch):
     assert not torch.allclose(weights[0, 0, 0], weights[0, 0, 2], atol=1e-4), "the same frames for every word"
 
 
-def test_matched_attention_finds_the_frame_whose_topic_the_words_said_have(small_model, random_clips):
+def test_matched_attention_finds_the_frame_that_goes_with_the_words_said(small_model, random_clips):
     features, mask = random_clips([5])
     model = small_model(attention="matched", sharpness=2)
     memory = model.encode(features, mask)
     changed = features.clone()
     changed[0, 2] += 1
-    moved = (model.encode(changed, mask).topics - memory.topics).abs().sum(-1)[0] > 1e-6
-    assert moved.tolist() == [False, False, True, False, False], "a BiLSTM must not mix the topics"
-    h = torch.zeros(1, 1, model.config.decoder_dim)
-    topics = torch.eye(5, memory.topics.shape[2])[None]
+    moved = (model.encode(changed, mask).keys - memory.keys).abs().sum(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, False, False], "a BiLSTM must not mix the keys"
+    keys = torch.eye(5, memory.keys.shape[2])[None]
     for frame in range(5):
-        _, weights = model.decoder.attention(h, memory, 30 * topics[:, frame, None] @ topics.mT)
+        _, weights = model.decoder.attention(30 * keys[:, frame, None], memory._replace(keys=keys))
         assert weights.argmax() == frame and weights.max() > 0.99
 
 
 def test_matched_attention_reads_all_the_words_said_so_far_and_their_order_plays_no_part(small_model, random_clips):
     features, mask = random_clips([5])
-    model = small_model(attention="matched", sharpness=2)
+    model = small_model(attention="matched")
     with torch.no_grad():
-        for part in model.decoder.attention.parameters():
-            part.zero_()  # what the state asks for takes no part
-        model.decoder.said.weight.normal_()
+        model.decoder.attention.said.weight.normal_()
     _, weights = model(features, mask, torch.tensor([[[4, 5, 6], [5, 4, 6], [4, 4, 6]]]))
     assert torch.allclose(weights[0, 0, 2], weights[0, 1, 2], atol=1e-6)
     assert not torch.allclose(weights[0, 0, 1], weights[0, 2, 1], atol=1e-3)

@@ -17,7 +17,7 @@ from vcutils import train
 from vcutils.config import DecodeConfig, UserError
 from vcutils.dataset import CaptionDataset, collate
 from vcutils.decode import captions_of, predict
-from vcutils.runtime import objective
+from vcutils.runtime import fast, objective
 from vcutils.runtime.accelerator import largest_batch, make_accelerator
 from vcutils.runtime.checkpoints import run_config
 from vcutils.runtime.fast import TrainingModel, fast_loss, sampled_inputs
@@ -765,7 +765,7 @@ def test_validation_shows_no_more_captions_at_once_than_a_training_batch(
     toy_data, toy_config, tmp_path, monkeypatch, size, clips
 ):
     """Each of the four validation clips has three captions, and all are shown; a training clip shows two."""
-    shown, real = [], train.fast_loss
+    shown, real = [], fast.fast_loss
 
     def loss(network, batch, *args, **kwargs):
         if not torch.is_grad_enabled():
@@ -773,7 +773,7 @@ def test_validation_shows_no_more_captions_at_once_than_a_training_batch(
         return real(network, batch, *args, **kwargs)
 
     monkeypatch.setattr(train, "fitting_batch", lambda *args: size)
-    monkeypatch.setattr(train, "fast_loss", loss)
+    monkeypatch.setattr(fast, "fast_loss", loss)
     fit(tmp_path / "run", toy_config(epochs=1, batch_size=64, find_batch_size=True), toy_data)
     assert set(shown) == {(clips, 3)} and sum(b for b, _ in shown) == 4
 

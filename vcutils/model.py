@@ -20,7 +20,8 @@ from vcutils.config import ModelConfig
 from vcutils.runtime.frames import check_frames, encode_some
 from vcutils.vocab import PAD
 
-# The decoder's hidden and cell state, (B, K, H) each; with "matched" also what was said, (B, K, S).
+# The decoder's hidden and cell state, (B, K, H) each; with "matched" also the sum of the
+# vectors of the words said, (B, K, A).
 State = tuple[Tensor, ...]
 
 
@@ -30,7 +31,6 @@ class Memory(NamedTuple):
     values: Tensor  # (B, T, C) encoded frames
     keys: Tensor  # (B, T, A) the frames' part of the attention score, computed once per clip
     mask: Tensor  # (B, T) bool, True on frames that exist
-    topics: Tensor  # (B, T, S) what a frame shows, to match with the words said; S = 0 without
 
 
 class Encoder(nn.Module):
@@ -57,31 +57,54 @@ class Encoder(nn.Module):
 
 
 class AdditiveAttention(nn.Module):
-    """score = v · tanh(W_h h + W_m m_t); weights sum to 1, and are exactly 0 on padding.
-
-    "matched" adds to a frame's score the product of its topic and the words said so far.
-    """
+    """score = v · tanh(W_h h + W_m m_t); weights sum to 1, and are exactly 0 on padding."""
 
     def __init__(self, config: ModelConfig, memory_dim: int) -> None:
         super().__init__()
-        self.kind = config.attention
+        self.is_uniform = config.attention == "uniform"
         self.keys = nn.Linear(memory_dim, config.attention_dim)  # W_m
         self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)  # W_h
         self.score = nn.Linear(config.attention_dim, 1, bias=False)  # v
 
-    def forward(self, h: Tensor, memory: Memory, match: Any = 0.0) -> tuple[Tensor, Tensor]:
-        """Context (B, K, C) and weights (B, K, T) for states h (B, K, H), match (B, K, T)."""
+    def forward(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context (B, K, C) and weights (B, K, T) for decoder states h (B, K, H)."""
         query = self.query(h)[:, :, None]  # (B, K, 1, A)
-        weights = self.weigh(query, memory.keys[:, None], memory.mask[:, None], match)  # (B, K, T)
+        weights = self.weigh(query, memory.keys[:, None], memory.mask[:, None])  # (B, K, T)
         return weights @ memory.values, weights
 
-    def weigh(self, query: Tensor, keys: Tensor, mask: Tensor, match: Any = 0.0) -> Tensor:
-        """Weights (…, T) by queries (…, 1, A), keys (…, T, A), mask (…, T), match (…, T)."""
-        scores = self.score(torch.tanh(query + keys)).squeeze(-1) + match
-        scores = scores.float()  # half precision would round small weights
-        if self.kind == "uniform":
-            scores = torch.zeros_like(scores)
-        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(keys.dtype)
+    def weigh(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Weights (…, T) that queries (…, 1, A) give to frames by keys (…, T, A), mask (…, T)."""
+        scores = self.score(torch.tanh(query + keys)).squeeze(-1)
+        return frame_weights(scores, mask, self.is_uniform)
+
+
+class MatchedAttention(nn.Module):
+    """score = (sum of the vectors of the words said) · key: which frames go with these words?
+
+    A key is of a single frame's features, which no LSTM has mixed with other frames'.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.is_uniform = False
+        self.said = nn.Embedding(vocab_size, config.attention_dim, padding_idx=PAD)
+        nn.init.normal_(self.said.weight, std=0.05)  # small: at first all frames are alike
+        self.keys = nn.Linear(feature_dim, config.attention_dim)
+
+    def forward(self, said: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context (B, K, C) and weights (B, K, T) for the sums of the words said (B, K, A)."""
+        weights = self.weigh(said @ memory.keys.mT, memory.mask[:, None])
+        return weights @ memory.values, weights
+
+    def weigh(self, matches: Tensor, mask: Tensor) -> Tensor:
+        """Weights (…, T) of matches (…, T) with the frames that exist by mask (…, T)."""
+        return frame_weights(matches, mask, self.is_uniform)
+
+
+def frame_weights(scores: Tensor, mask: Tensor, is_uniform: bool) -> Tensor:
+    """Softmax of scores (…, T) over the frames that exist by mask (…, T), or the same for all."""
+    exact = (torch.zeros_like(scores) if is_uniform else scores).float()  # half rounds too much
+    return exact.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(scores.dtype)
 
 
 class Decoder(nn.Module):
@@ -91,12 +114,10 @@ class Decoder(nn.Module):
         super().__init__()
         E, H, memory_dim = config.embed_dim, config.decoder_dim, 2 * config.encoder_dim
         self.embed = nn.Embedding(vocab_size, E, padding_idx=PAD)
-        self.attention = AdditiveAttention(config, memory_dim)
-        self.said = self.topics = None
-        if config.attention == "matched":
-            self.said = nn.Embedding(vocab_size, config.attention_dim, padding_idx=PAD)
-            nn.init.normal_(self.said.weight, std=0.05)  # small: at first nothing matches
-            self.topics = nn.Linear(feature_dim, config.attention_dim)
+        self.attention: Any = AdditiveAttention(config, memory_dim)
+        self.is_matched = config.attention == "matched"
+        if self.is_matched:
+            self.attention = MatchedAttention(config, vocab_size, feature_dim)
         # An LSTM cell over [word; context; h] in two parts: training does all words' part at once.
         self.word_gates = nn.Linear(E, 4 * H)
         self.state_gates = nn.Linear(memory_dim + H, 4 * H, bias=False)
@@ -112,8 +133,8 @@ class Decoder(nn.Module):
         """The state before the first word, for `count` captions of each clip: (B, K, H) twice."""
         mean = memory.values.sum(dim=1) / memory.mask.sum(dim=1, keepdim=True)  # (B, C)
         parts = [torch.tanh(self.init_h(mean)), torch.tanh(self.init_c(mean))]
-        if self.said is not None:
-            parts.append(mean.new_zeros(len(mean), memory.topics.shape[2]))
+        if self.is_matched:
+            parts.append(torch.zeros_like(memory.keys[:, 0]))  # nothing was said
         return tuple(part[:, None].expand(-1, count, -1) for part in parts)
 
     def step(self, words: Tensor, state: State, memory: Memory) -> tuple[State, Tensor, Tensor]:
@@ -122,11 +143,9 @@ class Decoder(nn.Module):
         Returns the new state, the logits (B, K, V) and the attention weights (B, K, T).
         """
         h, c, *said = state
-        match: Any = 0.0
-        if self.said is not None:
-            said = [said[0] + self.dropout(self.said(words))]  # (B, K, S)
-            match = said[0] @ memory.topics.mT  # (B, K, T)
-        context, weights = self.attention(h, memory, match)
+        if self.is_matched:
+            said = [said[0] + self.dropout(self.attention.said(words))]  # (B, K, A)
+        context, weights = self.attention(*said or [h], memory)
         word = self.dropout(self.embed(words))  # (B, K, E)
         gates = self.word_gates(word) + self.state_gates(torch.cat([context, h], dim=-1))
         i, f, g, o = gates.chunk(4, dim=-1)  # input, forget, candidate, output: (B, K, H) each
@@ -156,10 +175,9 @@ class CaptionModel(nn.Module):
         """
         check_frames(features, frame_mask, self.feature_dim)
         values, mask = encode_some(self.encoder, features, frame_mask, self.config)
-        topics = features[:, :, :0]
-        if self.decoder.topics is not None:  # of each frame by itself: no LSTM has mixed them
-            topics = self.decoder.topics(self.decoder.dropout(features))
-        return Memory(values, self.decoder.attention.keys(values), mask, topics)
+        decoder = self.decoder
+        of_frames = decoder.dropout(features) if decoder.is_matched else values
+        return Memory(values, decoder.attention.keys(of_frames), mask)
 
     def forward(self, features: Tensor, mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher forcing: read the true word t, score word t + 1.

@@ -20,7 +20,6 @@ from time import monotonic
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -29,7 +28,7 @@ from vcutils.dataset import CaptionData, CaptionDataset, collate, make_loader
 from vcutils.decode import captions_of, predict
 from vcutils.model import CaptionModel
 from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaining
-from vcutils.runtime.fast import TrainingModel, fast_loss
+from vcutils.runtime.fast import TrainingModel, mean_loss
 from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.objective import Objective
 from vcutils.runtime.record import Record
@@ -155,28 +154,22 @@ class Trainer:
         if self.accelerator.is_main_process:
             record.end_epoch(row | self.validate(), self.model)
         self.accelerator.wait_for_everyone()
-        if has_ended := record.end_phase(self.model):
-            self.optimizer.state.clear()  # moments of another loss
-        if has_ended or record.finished:
+        if record.end_phase(self.model, self.optimizer) or record.finished:
             record.save_last(*self.parts)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Teacher-forced loss and the scores of free-running captions on the validation clips."""
         clips, data, settings = self.validation, self.data, self.settings
-        network, loss, words = TrainingModel(self.model).eval(), 0.0, 0
         # All captions of a clip are shown, but no more at once than in a training batch.
         most = max(len(data.captions[i]) for i in clips.ids)
         size = max(1, self.batch_size * settings.captions_per_clip // most)
-        for batch in DataLoader(clips, size, collate_fn=collate):
-            batch = send_to_device(batch, self.accelerator.device)
-            count = int((batch.targets != PAD).sum())
-            loss += float(fast_loss(network, batch, PAD)) * count
-            words += count
+        loader = DataLoader(clips, size, collate_fn=collate)
+        loss = mean_loss(TrainingModel(self.model).eval(), loader, self.accelerator.device)
         decode = replace(self.config.decode, beam_size=settings.val_beam_size)
         hypotheses = predict(
             self.model, data.vocabulary, data.store, clips.ids, decode, clips.sources
         )
         scores = self.references.score(captions_of(hypotheses), ("Bleu", "CIDEr"))
         val_scores = {f"val_{name}": scores[name] or 0.0 for name in ("Bleu_4", "CIDEr")}
-        return {"val_loss": loss / words, **val_scores}
+        return {"val_loss": loss, **val_scores}

@@ -194,13 +194,14 @@ def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[R
     def cider(captions: Hypotheses) -> str:
         return f"{100 * (scorer.score(captions_of(captions), ('CIDEr',))['CIDEr'] or 0.0):.1f}"
 
-    def changed(**switch: Any) -> str:
+    def changed(is_uniform: bool = False, **switch: Any) -> str:
         model = CaptionModel(replace(run.model.config, **switch), run.model.vocab_size, run.model.feature_dim)
         model.load_state_dict(run.model.state_dict())
         model.to(next(run.model.parameters()).device)
+        model.decoder.attention.is_uniform |= is_uniform
         return cider(replace(run, model=model).predict(list(hypotheses), decode))
 
-    uniform, shuffled, whole = changed(attention="uniform"), changed(frame_order="shuffled"), cider(hypotheses)
+    uniform, shuffled, whole = changed(is_uniform=True), changed(frame_order="shuffled"), cider(hypotheses)
     return [
         ("uniform attention", uniform, whole, "CIDEr × 100 when this model must look at all frames alike"),
         ("frames shuffled", shuffled, whole, "CIDEr × 100 when the frames come in another order"),

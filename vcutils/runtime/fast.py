@@ -5,9 +5,11 @@
 - The gradient of a weight that every step uses is one matrix product over all steps, not one per step.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -37,21 +39,24 @@ class TrainingModel(nn.Module):
         embedded = decoder.dropout(decoder.embed(inputs.flatten()[positions]))  # (n, E)
         words = decoder.word_gates(embedded).split(counts)  # (n_t, 4H) of each step
         h, c, *_ = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
-        matches, own = None, [0.0] * len(counts)
-        if decoder.said is not None:
-            said = decoder.dropout(decoder.said(inputs)).cumsum(dim=2).flatten(0, 2)[positions]  # (n, S)
+        matches, ready, query = None, [], None
+        if decoder.is_matched:  # what was said does not depend on the state: all steps' weights at once
+            said = decoder.dropout(decoder.attention.said(inputs)).cumsum(dim=2).flatten(0, 2)[positions]  # (n, A)
             matches = said.new_full((len(said), memory.mask.numel()), float("-inf"))
             frames = memory.mask.flatten().nonzero().flatten()
-            matches = matches.index_copy(1, frames, said @ memory.topics[memory.mask].T)
+            matches = matches.index_copy(1, frames, said @ memory.keys[memory.mask].T)
             matches = matches.unflatten(1, memory.mask.shape)  # (n, B, T)
             clips = positions // (count * length)
-            own = matches[torch.arange(len(said), device=clips.device), clips].split(counts)  # (n_t, T) of each step
-        query, state_gates = SharedLinear(decoder.attention.query), SharedLinear(decoder.state_gates)
+            own = matches[torch.arange(len(clips), device=clips.device), clips]
+            ready = decoder.attention.weigh(own, memory.mask[clips]).split(counts)  # (n_t, T) of each step
+        else:
+            query = SharedLinear(decoder.attention.query)
+        state_gates = SharedLinear(decoder.state_gates)
         states, contexts, all_weights = [], [], []
-        for word_gates, match in zip(words, own, strict=True):
+        for t, word_gates in enumerate(words):
             captions = order[: len(word_gates)]
             h, c = h[: len(captions)], c[: len(captions)]
-            weights = self._attend(query, h, memory, captions // count, match)  # (n_t, T)
+            weights = self._attend(query, h, memory, captions // count) if query else ready[t]  # (n_t, T)
             context = _mix(weights, memory.values, captions, count)  # (n_t, C)
             gates = word_gates + state_gates(torch.cat([context, h], dim=-1))
             i, f, g, o = gates.chunk(4, dim=-1)
@@ -66,10 +71,10 @@ class TrainingModel(nn.Module):
         spread = rows.new_zeros(inputs.numel(), rows.shape[1]).index_copy(0, positions, rows)
         return logits, spread.view(*inputs.shape, -1), None if matches is None else matches[in_row_order]
 
-    def _attend(self, query: "SharedLinear", h: Tensor, memory: Any, clips: Tensor, match: Any) -> Tensor:
-        """Weights (n, T) of captions' states h (n, H) over the frames of their `clips` (n,); `match` (n, T)."""
+    def _attend(self, query: "SharedLinear", h: Tensor, memory: Any, clips: Tensor) -> Tensor:
+        """Weights (n, T) of captions' states h (n, H) over the frames of their `clips` (n,)."""
         keys, mask = memory.keys.index_select(0, clips), memory.mask[clips]
-        return self.model.decoder.attention.weigh(query(h)[:, None], keys, mask, match)
+        return self.model.decoder.attention.weigh(query(h)[:, None], keys, mask)
 
 
 def fast_loss(
@@ -101,6 +106,18 @@ def fast_loss(
     if matching:
         loss = loss + matching * matching_loss(matches, batch.frame_mask, real.nonzero()[:, 0])
     return loss
+
+
+@torch.no_grad()
+def mean_loss(network: Any, batches: Iterable[Any], device: torch.device) -> float:
+    """Mean cross-entropy per real word, in nats, of all batches."""
+    loss, words, pad = 0.0, 0, network.model.decoder.embed.padding_idx
+    for batch in batches:
+        batch = send_to_device(batch, device)
+        count = int((batch.targets != pad).sum())
+        loss += float(fast_loss(network, batch, pad)) * count
+        words += count
+    return loss / words
 
 
 def matching_loss(matches: Tensor, frame_mask: Tensor, clips: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class Record:
         speed = f"{row['words_per_second']} words/s"
         self._note(f"epoch {progress.epoch} of {self.epochs}: {scores}, {speed}, {duration(left)} left at most")
 
-    def end_phase(self, model: nn.Module) -> bool:
+    def end_phase(self, model: nn.Module, optimizer: Any) -> bool:
         """Whether the first phase has just ended; the second, where there is one, goes on from best/."""
         progress = self.progress
         if progress.epoch == 1:
@@ -165,6 +165,7 @@ class Record:
         if ended and self.config.train.scst_epochs:
             best = self.run / "best" / "model.safetensors"
             load_weights(model, load_tensors(best)[0], best)
+            optimizer.state.clear()  # moments of another loss
         return ended
 
     def _fit_minutes(self) -> None:

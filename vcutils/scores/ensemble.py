@@ -22,7 +22,7 @@ def together(runs: Sequence[Run]) -> Run:
             "the same vocabulary": other.vocabulary.words == first.vocabulary.words,
             "the same features": other.data.store.folder == first.data.store.folder,
             "the same frames": other.model.config.max_frames == first.model.config.max_frames,
-            "the same attention": (other.model.decoder.said is None) == (first.model.decoder.said is None),
+            "the same attention": other.model.decoder.is_matched == first.model.decoder.is_matched,
         }
         if missing := [need for need, is_met in needs.items() if not is_met]:
             raise UserError(f"{first.folder.name} and {other.folder.name} would need {' and '.join(missing)}")
