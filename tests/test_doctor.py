@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_estimate_is_marked_as_one_and_equals_what_extraction_then_writes(make_c
 def test_full_disk_missing_weights_and_impossible_split_are_problems(make_corpus, settings, monkeypatch):
     config = settings(make_corpus(ids=("a",)))
     guess = {"disk for features, MB": 0.1, "frames per clip": 5, "numbers per frame": 12}
-    monkeypatch.setattr("vcutils.corpora.doctor._free", lambda folder: 0)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
     monkeypatch.setattr("vcutils.corpora.doctor.estimate", lambda *args, **_: guess)
     report = examine(load_corpus(config), config)
     assert any("no room" in p for p in report["problems"]) and report["split"]["origin"] == "none"

@@ -18,7 +18,7 @@ from vcutils.corpora import open_corpus
 from vcutils.features import clip_features, extract_corpus, feature_folder
 from vcutils.runtime import backbones, extraction
 from vcutils.runtime.backbones import load_backbone
-from vcutils.runtime.cluster import extract_with_ray
+from vcutils.runtime.extraction import extract_with_ray
 from vcutils.runtime.store import FeatureStore, read_manifest
 from vcutils.video import sample_frames
 

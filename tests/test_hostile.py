@@ -760,7 +760,7 @@ def test_mutated_resume_file_is_read_or_refused(toy_data, toy_config, tmp_path):
     def resume():
         Trainer(tmp_path / "run", toy_config(epochs=1), toy_data, References, resume=True, progress=False)
 
-    attack(random.Random(0), tmp_path / "run" / "last" / "resume.safetensors", resume, 40)
+    attack(random.Random(0), tmp_path / "run" / "last" / "model.safetensors", resume, 40)
     resume()
     data = dataclasses.replace(toy_data, vocabulary=Vocabulary((*SPECIALS, "x"), (0,) * 5))
     with pytest.raises(UserError, match="run"):

@@ -215,14 +215,14 @@ def timeless(name, content):
         return content is not None
     if content is not None and name.endswith("log.csv"):
         return [row[:-2] for row in csv.reader(io.StringIO(content.decode()))]
-    if content is not None and name.endswith("resume.safetensors"):
+    if content is not None and name.endswith("last/model.safetensors"):
         head = int.from_bytes(content[:8], "little")
-        about = json.loads(content[8 : 8 + head])["__metadata__"]
-        progress = json.loads(about["progress"])
+        beside = json.loads(json.loads(content[8 : 8 + head])["__metadata__"]["beside"])
+        progress = beside["progress"]
         for row in (progress, *progress["rows"]):
             row.update(seconds=0, words_per_second=0)
         tensors = {n: (t.dtype, t.shape, t.numpy().tobytes()) for n, t in load(content).items()}
-        return tensors, progress, json.loads(about["config"])
+        return tensors, progress, beside["train"]
     return content
 
 

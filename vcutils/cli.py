@@ -21,7 +21,6 @@ from vcutils.config import Config, DecodeConfig, ModelConfig, TrainConfig, UserE
 
 CorpusArg = Annotated[Path, Positional, arg(metavar="CORPUS", help="corpus folder")]
 FeaturesArg = Annotated[Path, Positional, arg(metavar="FEATURES", help="a folder of <id>.npy")]
-RunArg = Annotated[Path, Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>")]
 RunArgs = Annotated[list[Path], Positional, arg(metavar="RUN", help="data/<corpus>/runs/<name>, one or several")]
 RunOption = Annotated[Path | None, arg(metavar="RUN", help="data/<corpus>/runs/<name>, else the shipped captioner")]
 ClipArgs = Annotated[list[Path], Positional, arg(metavar="CLIP", help="video files; a run may stand before them")]
@@ -71,7 +70,7 @@ def extract(
 ) -> int:
     """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over."""
     from vcutils.features import extract_corpus, feature_folder
-    from vcutils.runtime.cluster import extract_with_ray
+    from vcutils.runtime.extraction import extract_with_ray
 
     opened, config = _open(corpus, data, backbone, extract={"num_frames": num_frames})
     if feature_folder(opened, config.artifacts, config.extract) in opened.features.values() or not opened.clips:

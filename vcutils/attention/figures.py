@@ -1,4 +1,4 @@
-"""Figures of attention: heatmap, film strip, spread of each word, importance of each frame."""
+"""Figures of attention: heatmap, film strip, importance of each frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
-from vcutils.attention.measures import check_alignment, entropy
+from vcutils.attention.measures import check_alignment
 from vcutils.runtime.capture import cv2
 from vcutils.runtime.files import replacing
 
@@ -63,17 +63,6 @@ def plot_filmstrip(
             height, width = picture.shape[:2]
             axes.add_patch(Rectangle((0, 0), width - 1, height - 1, fill=False, ec="tab:orange", lw=3))
     figure.suptitle(f"“{word}”", fontsize=12, parse_math=False)
-    return figure
-
-
-def plot_entropy(words: Sequence[str], weights: np.ndarray) -> Figure:
-    """How spread out each word's attention (L, T) is: 0 = all on one frame, 1 = over all frames alike."""
-    figure = Figure(figsize=(max(4, 0.7 * len(words)), 2.2), layout="constrained")
-    axes = figure.subplots()
-    axes.bar(range(len(words)), entropy(weights))
-    axes.axhline(1, color="grey", lw=0.8, ls="--")
-    axes.set_xticks(range(len(words)), words, rotation=30, ha="right", parse_math=False)
-    axes.set(ylim=(0, 1.05), ylabel="entropy / maximum", title="spread of each word's attention")
     return figure
 
 

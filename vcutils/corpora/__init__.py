@@ -20,16 +20,16 @@ def load_corpus(config: Config, progress: bool = True) -> Corpus:
     return leave_out(open_corpus(config.corpus_dir), config.artifacts / EXCLUDE)
 
 
-def open_run(folder: Path | None = None, **options: Any) -> Any:
+def open_run(folder: Path | None = None) -> Any:
     """Open data/<corpus>/runs/<name> with the corpus that it was trained on; without a folder, the shipped captioner.
 
-    Options are those of `scores.runs.load_run`. Raises UserError that names what is missing.
+    Raises UserError that names what is missing.
     """
     from vcutils.runtime.checkpoints import run_config
     from vcutils.scores.runs import load_captioner, load_run
 
     if folder is None:
-        return load_captioner(**options)
+        return load_captioner()
     folder = Path(folder).resolve()
     corpus = open_corpus(Path(run_config(folder)["corpus_dir"]))
-    return load_run(folder, leave_out(corpus, folder.parent.parent / EXCLUDE), **options)
+    return load_run(folder, leave_out(corpus, folder.parent.parent / EXCLUDE))

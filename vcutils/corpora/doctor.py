@@ -88,7 +88,8 @@ def examine(corpus: Corpus, config: Config, fix: bool = False) -> dict[str, Any]
             report |= rehearse(corpus, config, splits, store)
     except UserError as error:  # an unknown backbone, captions without words, a batch that does not fit
         problems.append(str(error))
-    free = _free(config.artifacts)
+    disk = next(folder for folder in (config.artifacts, *config.artifacts.parents) if folder.exists())
+    free = shutil.disk_usage(disk).free
     report["free disk, MB"] = round(free / 1e6)
     if report["estimate"] and report["estimate"]["disk for features, MB"] * 1e6 > free:
         problems.append(f"{config.artifacts}: the disk has no room for the features; make some, or move it with --data")
@@ -243,8 +244,3 @@ def _step_seconds(trainer: Trainer) -> float:
         float(loss.detach())  # waits for a GPU
         seconds.append(monotonic() - started)
     return float(np.median(seconds))
-
-
-def _free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free

@@ -42,9 +42,9 @@ class Photo:
     """One photograph and the words for it; `focus` is the (x, y, size) of the crop, as fractions."""
 
     file: str
-    names: tuple[str, ...]  # the usual one first
-    words: tuple[str, ...]  # the tokens of its names that name what is seen
-    focus: tuple[float, float, float]
+    names: list[str]  # the usual one first
+    words: list[str]  # the tokens of its names that name what is seen
+    focus: list[float]
     credit: str
 
 
@@ -53,9 +53,9 @@ class Change:
     """One visible change in two wordings, the usual one first, and the tokens in them that mean the change."""
 
     name: str
-    does: tuple[str, str]  # a cat ...
-    doing: tuple[str, str]  # we see a cat ...
-    words: tuple[str, ...]
+    does: list[str]  # a cat ...
+    doing: list[str]  # we see a cat ...
+    words: list[str]
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,10 @@ class Clip:
         return self.id + self.suffix
 
 
-def _read_table(name: str) -> list[Any]:
-    """One table of photos_and_changes.json; lists in it become tuples, so that the objects can be hashed."""
-    text = files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8")
-    return [
-        {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} if isinstance(row, dict) else row
-        for row in json.loads(text)[name]
-    ]
-
-
-PHOTOS = tuple(Photo(**row) for row in _read_table("photos"))
-CHANGES = tuple(Change(**row) for row in _read_table("changes"))
-FORMS: list[list[str]] = _read_table("forms")  # sentence forms, each for one, two and three scenes
+_TABLES = json.loads(files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8"))
+PHOTOS = tuple(Photo(**row) for row in _TABLES["photos"])
+CHANGES = tuple(Change(**row) for row in _TABLES["changes"])
+FORMS: list[list[str]] = _TABLES["forms"]  # sentence forms, each for one, two and three scenes
 
 CAPTIONS = 5  # per clip
 FAVOURED = 6  # how much likelier the two forms of the first scene's change are

@@ -4,7 +4,7 @@ A killed run repeats a few seconds of work; a clip that failed is tried again wh
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from vcutils.runtime.backbones import Backbone
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import decode_clips
 from vcutils.runtime.files import duration, holding, note, replacing
+from vcutils.runtime.settings import UserError
 from vcutils.runtime.store import MANIFEST, read_manifest, write_manifest
 from vcutils.video import Frames
 
@@ -173,3 +174,26 @@ class Ledger:
 
     def _note(self, text: str) -> None:
         note(self.artifacts, f"extract {self.config.backbone}{self.shard}: {text}")
+
+
+def extract_with_ray(extract_shard: Callable[[tuple[int, int]], Report], shards: int) -> Report:
+    """Run `extract_shard((i, n))` for every shard i of n over a Ray cluster and add the reports up.
+
+    All nodes must see the same folders. `shards` below 2 means one per Ray CPU. Raises UserError without ray.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--engine ray: ray is not installed; run `pip install ray`, or leave --engine local") from error
+    ray.init(ignore_reinit_error=True)
+    count = shards if shards > 1 else max(2, int(ray.cluster_resources().get("CPU", 2)))
+    task: Any = ray.remote(extract_shard)
+    parts = ray.get([task.remote((index + 1, count)) for index in range(count)])
+    total = Report(parts[0].folder)
+    for part in parts:
+        total.written += part.written
+        total.skipped += part.skipped
+        total.failed |= part.failed
+        total.frames += part.frames
+        total.seconds = max(total.seconds, part.seconds)
+    return total

@@ -1,6 +1,6 @@
 """Where a training run stands, and what it leaves on disk: settings, log, checkpoints; how it is resumed and ended.
 
-best/ and last/ hold a model each (`runtime.checkpoints`); last/resume.safetensors what a resumed run needs besides.
+best/ and last/ hold a model each (`runtime.checkpoints`); that of last/ also what a resumed run needs.
 """
 
 import json
@@ -19,12 +19,11 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vcutils.config import Config
-from vcutils.runtime.checkpoints import check_features, digests, load_tensors, load_weights, save_model, save_tensors
+from vcutils.runtime.checkpoints import STATE, check_features, digests, load_tensors, load_weights, save_model
 from vcutils.runtime.files import duration, holding, note, reading, write_text, writing
 from vcutils.runtime.settings import Amount, Checked, UserError, Whole, to_json
 from vcutils.runtime.store import backbone_of
 
-STATE = "resume.safetensors"
 BROKEN = ("not a checkpoint", "delete it to train from the start")
 CIDER = itemgetter("val_CIDEr")
 REWARDED = 3.0  # a self-critical epoch takes about so many others' time
@@ -70,6 +69,7 @@ class Record:
 
     def __init__(self, run: Path, config: Config, data: Any, order: str, is_main: bool) -> None:
         self.run, self.config, self.data, self.is_main = Path(run), config, data, is_main
+        self.last = self.run / "last" / "model.safetensors"
         self.progress = Progress(order=order, first_phase=config.train.epochs or 0)
         self.started = monotonic()
 
@@ -177,44 +177,39 @@ class Record:
             first = max(fitting / 2, fitting - REWARDED * train.scst_epochs)
             progress.first_phase = min(progress.first_phase, max(1, int(first)))
 
-    def save_model(self, name: str, model: nn.Module) -> None:
+    def save_model(self, name: str, model: nn.Module, *state: Any) -> None:
         """best/ or last/, with everything that captions need."""
         if self.is_main:
-            save_model(self.run / name, model, self.about, self.data.vocabulary)
+            save_model(self.run / name, model, self.about, self.data.vocabulary, *state)
 
     def save_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
-        """last/: the model for use, and one file with everything that a resumed run needs; no scaler is None."""
-        self.save_model("last", model)
-        if not self.is_main:
-            return
-        tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
-        for number, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
+        """last/: the model, and everything that a resumed run needs; no scaler is None."""
+        state = {f"{STATE}rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        metadata = {"progress": vars(self.progress), "config": asdict(self.config), "about": self.about}
-        metadata |= {"scaler": scaler and scaler.state_dict(), "beside": digests(self.about, self.data.vocabulary)}
-        texts = {name: json.dumps(value, default=str) for name, value in metadata.items()}
-        save_tensors(self.run / "last" / STATE, tensors, texts)
+            state[f"{STATE}rng.cuda"] = torch.cuda.get_rng_state()
+        for number, slots in optimizer.state_dict()["state"].items():
+            state |= {f"{STATE}optimizer.{number}.{slot}": value for slot, value in slots.items()}
+        notes = {"progress": vars(self.progress), "train": asdict(self.config.train), "about": self.about}
+        notes["scaler"] = scaler and scaler.state_dict()
+        self.save_model("last", model, state, notes)
 
     def load_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """Go on from last/, where there is one. Raises UserError for one that is broken or of another kind."""
-        path, fresh = self.run / "last" / STATE, self.progress
+        path, fresh = self.last, self.progress
         if not path.is_file():
             return
         tensors, saved = self._read_last()
-        load_weights(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+        load_weights(model, tensors, path)
         with reading(path, *BROKEN):
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
-                if name.startswith("optimizer."):
-                    _, number, slot = name.split(".")
+                if name.startswith(f"{STATE}optimizer."):
+                    number, slot = name.split(".")[2:]
                     state.setdefault(int(number), {})[slot] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-            torch.set_rng_state(tensors["rng.cpu"])
-            if torch.cuda.is_available() and "rng.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["rng.cuda"])
+            torch.set_rng_state(tensors[f"{STATE}rng.cpu"])
+            if torch.cuda.is_available() and f"{STATE}rng.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors[f"{STATE}rng.cuda"])
             if scaler and saved["scaler"]:
                 scaler.load_state_dict(saved["scaler"])
         self.progress = progress = saved["progress"]
@@ -225,15 +220,13 @@ class Record:
             progress.begin_epoch()
 
     def _read_last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and metadata of last/'s state. Raises UserError for one that is broken or of another kind."""
-        path = self.run / "last" / STATE
+        """Tensors and notes of last/'s model. Raises UserError for one that is broken or of another kind."""
+        path = self.last
         with reading(path, *BROKEN):
-            tensors, texts = load_tensors(path)
-            saved = {name: json.loads(text) for name, text in texts.items()}
+            tensors, saved = load_tensors(path)
             saved["progress"] = progress = Progress(**saved["progress"])
             progress.rows = [dict(row) for row in progress.rows if math.isfinite(row["epoch"] + row["val_CIDEr"])]
-            saved["train"] = dict(saved["config"]["train"])
-            about, vocabulary = dict(saved["about"]), saved["beside"]["vocab.json"]
+            saved["train"], about, vocabulary = dict(saved["train"]), dict(saved["about"]), saved["vocab.json"]
         check_features(about, self.data.store, path)
         if vocabulary != digests(about, self.data.vocabulary)["vocab.json"]:
             raise UserError(f"{path}: was trained with another vocabulary than the one at hand; use another --run")
@@ -252,7 +245,7 @@ class Record:
     def _start_anew(self) -> None:
         """Remove what an earlier run of this name left, so that nothing of it stands beside the new run's settings."""
         with writing(self.run):
-            (self.run / "last" / STATE).unlink(missing_ok=True)  # first: when this is cut, nothing goes on from the old
+            self.last.unlink(missing_ok=True)  # first: when this is cut, nothing goes on from the old
             names = ("best", "last", "attention", "log.csv", "config.json", "predictions_*.json", "metrics_*.json")
             for pattern in names:
                 for path in self.run.glob(pattern):

@@ -1,7 +1,9 @@
 """The lines that a score must be read against: a floor, retrieval, a human line."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import numpy as np
 
@@ -11,15 +13,7 @@ from vcutils.scores.ptb import ptb_words
 
 # BLEU-4, METEOR, ROUGE-L, CIDEr × 100 on MSVD's official test split as published: to see where one stands, not a
 # contest, since features and tokenization differ from row to row.
-PUBLISHED_MSVD = {
-    "GIT-L (Wang et al. 2022)": (75.8, 48.7, 85.5, 162.9),
-    "SwinBERT (Lin et al. 2022)": (58.2, 41.3, 77.5, 120.6),
-    "RecNet local, Inception-v4 (Wang et al. 2018)": (52.3, 34.1, 69.8, 80.3),
-    "temporal attention, ResNet-152 (X-modaler)": (51.0, 33.5, 70.0, 77.2),
-    "SA-LSTM, ResNet-152 (hobincar, GitHub)": (50.8, 33.3, 69.8, 79.5),
-    "MP-LSTM, no attention, ResNet-152 (X-modaler)": (48.1, 32.4, 68.1, 73.1),
-    "one human caption against the others (670 clips, pycocoevalcap)": (57.1, 42.3, 76.2, 121.0),
-}
+PUBLISHED_MSVD = json.loads(files("vcutils.scores").joinpath("published_msvd.json").read_text(encoding="utf-8"))
 
 
 def training_captions(data: CaptionData) -> References:

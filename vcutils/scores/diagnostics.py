@@ -16,7 +16,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_test, precook
 from torch.utils.data import DataLoader
 
 from vcutils.dataset import collate
-from vcutils.decode import CLIPS_AT_ONCE, Hypothesis
+from vcutils.decode import Hypothesis
 from vcutils.runtime.fast import TrainingModel, fast_loss
 from vcutils.runtime.sampler import derange
 from vcutils.scores.coco import References
@@ -37,6 +37,7 @@ MEASURES = {  # by which factor and with how many decimals each is printed, and 
     "clip_nats": (1, 2, "nats: log p(caption | clip) - log p(caption | another clip), this model"),
 }
 CONTENT_IDF = 2.0
+CLIPS_AT_ONCE = 256  # with a caption each; fewer, as in beam search, take longer
 Texts = Mapping[str, Sequence[str]]  # {id: words of a caption}, or {id: captions}, their words joined by blanks
 
 

@@ -19,6 +19,7 @@ from vcutils.model import CaptionModel
 from vcutils.runtime import checkpoints
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.decoding import frames_at
+from vcutils.runtime.files import read_json, reading
 from vcutils.runtime.machine import pick_device
 from vcutils.runtime.settings import from_dict
 from vcutils.runtime.store import backbone_of, in_words
@@ -99,31 +100,47 @@ class Run:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[CaptionModel, Vocabulary, dict[str, Any]]:
-    """(model, vocabulary, config.json as a dict) of a best/ or last/ folder. Raises UserError."""
+    """(model, vocabulary, config.json as a dict) of a best/ or last/ folder.
 
-    def build(about: Mapping[str, Any]) -> CaptionModel:
-        return CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+    Raises UserError that names what is missing or does not fit.
+    """
+    path, complaint = folder / "model.safetensors", ("not of a trained model", "train again")
+    for name in ("config.json", path.name, "vocab.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; run notebook 03 or `python -m vcutils train CORPUS`")
+    about = read_json(folder / "config.json")
+    with reading(folder / "config.json", *complaint), torch.device("meta"):
+        # Without memory: its sizes have yet to prove to be those of the weights.
+        model = CaptionModel(from_dict(ModelConfig, about["model"]), about["vocab_size"], about["feature_dim"])
+    with reading(path, *complaint):
+        weights, saved_with = checkpoints.load_tensors(path)
+        saved_with = dict(saved_with)
+    vocabulary = Vocabulary.load(folder / "vocab.json")
+    if len(vocabulary) != about["vocab_size"]:
+        raise UserError(f"{folder}: vocab.json has {len(vocabulary)} words, the model {about['vocab_size']}")
+    checkpoints.load_weights(model, weights, path)
+    for name, digest in checkpoints.digests(about, vocabulary).items():
+        if saved_with.get(name, digest) != digest:
+            raise UserError(f"{folder / name}: not the one that {path.name} was saved with; is it of another run?")
+    return model.eval().to(device), vocabulary, about
 
-    model, vocabulary, about = checkpoints.load_model(folder, build, Vocabulary.load)
-    return model.to(device), vocabulary, about
 
-
-def load_run(folder: Path, corpus: Corpus, device: torch.device | None = None) -> Run:
+def load_run(folder: Path, corpus: Corpus) -> Run:
     """Open data/<corpus>/runs/<name>, trained on this corpus. Raises UserError that names what is missing."""
     folder = Path(folder).resolve()
     config = checkpoints.run_config(folder)
-    model, vocabulary, about = load_model(folder / "best", device or pick_device())
+    model, vocabulary, about = load_model(folder / "best", pick_device())
     features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
     data = load_data(corpus, folder.parent.parent, features)
     checkpoints.check_features(about, data.store, folder / "best")
     return Run(folder, config, model, vocabulary, data, corpus.clips)
 
 
-def load_captioner(device: torch.device | None = None) -> Run:
+def load_captioner() -> Run:
     """The captioner that ships with vcutils: a run without a corpus, for video files. Raises UserError without it."""
     if not (CAPTIONER / "config.json").is_file():
         raise UserError(f"{CAPTIONER}: no captioner; install vcutils again, or name a run of yours with --run RUN")
-    model, vocabulary, about = load_model(CAPTIONER, device or pick_device())
+    model, vocabulary, about = load_model(CAPTIONER, pick_device())
     folder, extracted = CAPTIONER / "features" / about["features"], about["extracted"]
     store: Any = SimpleNamespace(folder=folder, extracted=extracted, ids=(), manifest={})
     data = CaptionData(CAPTIONER, store, {}, {"test": ()}, vocabulary)
