@@ -26,7 +26,6 @@ from vcutils.corpus import make_splits, read_splits
 from vcutils.dataset import load_data
 from vcutils.decode import Hypothesis
 from vcutils.runtime.checkpoints import run_config, save_model
-from vcutils.runtime.settings import to_json
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.coco import References, read_predictions, read_references
 from vcutils.scores.runs import load_model, sister_runs
@@ -70,7 +69,7 @@ def home(tmp_path, small_model):
     for name in ("best", "last"):
         save_model(run / name, model, about, vocabulary)
     where = {"corpus_dir": str(root), "features": str(features)}
-    (run / "config.json").write_text(json.dumps(where | json.loads(to_json(PROFILES["tiny"]))))
+    (run / "config.json").write_text(json.dumps(where | dataclasses.asdict(PROFILES["tiny"]), default=str))
     return tmp_path
 
 

@@ -233,7 +233,7 @@ def test_run_that_patience_ended_stays_ended(toy_data, toy_config, tmp_path):
 def test_log_never_says_more_than_best_holds(toy_data, toy_config, tmp_path, monkeypatch):
     """Else an ablation that was killed there would count as trained to its end."""
 
-    def stop(record, name, model):
+    def stop(record, name, model, *state):
         raise Cut
 
     monkeypatch.setattr(Record, "save_model", stop)
@@ -280,7 +280,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(toy_data, toy_c
     saved = []
 
     def no_room(tensors, path, metadata):
-        if len(saved) == 3:  # of the first checkpoint, and best/
+        if len(saved) == 2:  # the first checkpoint, and best/
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         saved.append(path)
         save_file(tensors, path, metadata)

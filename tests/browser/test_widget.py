@@ -23,7 +23,6 @@ from vcutils.corpus import save_splits
 from vcutils.dataset import load_data
 from vcutils.features import extract_corpus
 from vcutils.model import CaptionModel
-from vcutils.runtime.settings import to_json
 from vcutils.runtime.store import FeatureStore
 from vcutils.scores.runs import Run
 from vcutils.vocab import build_vocabulary
@@ -49,7 +48,7 @@ def run(tmp_path, tiny_config, write_video, fake_backbone):
     vocabulary.save(config.artifacts / "vocab.json")
     torch.manual_seed(0)
     model = CaptionModel(ModelConfig(dropout=0.0), len(vocabulary), 12).eval()
-    settings = json.loads(to_json(config)) | {"features": config.extract.backbone}
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str)) | {"features": config.extract.backbone}
     data = load_data(corpus, config.artifacts, config.extract)
     return Run(config.artifacts / "runs" / "odd", settings, model, vocabulary, data, corpus.clips)
 

@@ -31,5 +31,6 @@ def open_run(folder: Path | None = None) -> Any:
     if folder is None:
         return load_captioner()
     folder = Path(folder).resolve()
-    corpus = open_corpus(Path(run_config(folder)["corpus_dir"]))
-    return load_run(folder, leave_out(corpus, folder.parent.parent / EXCLUDE))
+    config = run_config(folder)
+    corpus = leave_out(open_corpus(Path(config["corpus_dir"])), folder.parent.parent / EXCLUDE)
+    return load_run(folder, config, corpus)

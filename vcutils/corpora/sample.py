@@ -280,14 +280,10 @@ def _frames(scene: Scene, picture: np.ndarray, rng: np.random.Generator) -> list
     top = int(np.clip(rows * (y + rng.uniform(-0.05, 0.05)) - crop_h / 2, 0, rows - crop_h))
     tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, size=3)
     crop = np.clip(picture[top : top + crop_h, left : left + crop_w] * tint, 0, 255).astype(np.uint8)
-    still = _turned(cv2.resize(crop, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), rng.uniform(-3, 3), 1.1)
+    still = cv2.resize(crop, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    turn = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), rng.uniform(-3, 3), 1.1)
+    still = cv2.warpAffine(still, turn, (WIDTH, HEIGHT), borderValue=(60, 60, 60))  # a desk, never as dark as a fade
     return [_changed(scene.change.name, still, float(u), rng) for u in np.linspace(0, 1, scene.frames)]
-
-
-def _turned(picture: np.ndarray, degrees: float, scale: float) -> np.ndarray:
-    """The picture turned about its centre, on a grey desk that is never as dark as a fade."""
-    matrix = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), degrees, scale)
-    return cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), borderValue=(60, 60, 60))
 
 
 def _changed(change: str, picture: np.ndarray, u: float, rng: np.random.Generator) -> np.ndarray:

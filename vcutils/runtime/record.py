@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vcutils.config import Config
 from vcutils.runtime.checkpoints import STATE, check_features, digests, load_tensors, load_weights, save_model
 from vcutils.runtime.files import duration, holding, note, reading, write_text, writing
-from vcutils.runtime.settings import Amount, Checked, UserError, Whole, to_json
+from vcutils.runtime.settings import Amount, Checked, UserError, Whole
 from vcutils.runtime.store import backbone_of
 
 BROKEN = ("not a checkpoint", "delete it to train from the start")
@@ -121,7 +121,7 @@ class Record:
             if not self.progress.step:
                 self._start_anew()
             where = {"corpus_dir": str(self.data.root), "features": str(self.data.store.folder)}
-            write_text(self.run / "config.json", json.dumps(where | json.loads(to_json(self.config)), indent=2))
+            write_text(self.run / "config.json", json.dumps(where | asdict(self.config), indent=2, default=str))
             self._note(f"{self.epochs} epochs, from epoch {self.progress.epoch}, step {self.progress.step}")
             yield
             if not self.finished:
@@ -252,5 +252,4 @@ class Record:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _note(self, text: str) -> None:
-        if self.is_main:
-            note(self.run.parent.parent, f"train {self.run.name}: {text}")
+        note(self.run.parent.parent, f"train {self.run.name}: {text}")

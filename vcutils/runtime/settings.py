@@ -1,7 +1,6 @@
 """What settings are made of: numbers with limits, checked when a settings object is made; values read from text."""
 
 import dataclasses
-import json
 import math
 import os
 import types
@@ -34,11 +33,6 @@ class Checked:
             reasons = [_objection(value, option) for option in options]
             if all(reasons):
                 raise UserError(f"{name}={value!r}: must be {', or '.join(reasons)}")
-
-
-def to_json(config: Any) -> str:
-    """A (nested) settings dataclass as JSON text, paths as strings."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
 
 
 def from_dict(cls: Any, values: Any) -> Any:

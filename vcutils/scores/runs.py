@@ -125,10 +125,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Captio
     return model.eval().to(device), vocabulary, about
 
 
-def load_run(folder: Path, corpus: Corpus) -> Run:
-    """Open data/<corpus>/runs/<name>, trained on this corpus. Raises UserError that names what is missing."""
-    folder = Path(folder).resolve()
-    config = checkpoints.run_config(folder)
+def load_run(folder: Path, config: dict[str, Any], corpus: Corpus) -> Run:
+    """Open data/<corpus>/runs/<name> with its config.json and its corpus. Raises UserError with what is missing."""
     model, vocabulary, about = load_model(folder / "best", pick_device())
     features = ExtractConfig(backbone=backbone_of(config["features"]), own_features=False)
     data = load_data(corpus, folder.parent.parent, features)
