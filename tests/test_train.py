@@ -323,9 +323,11 @@ def test_resume_with_another_model_is_refused(toy_data, toy_config, tmp_path):
 def test_truncated_resume_file_is_named(toy_data, toy_config, tmp_path):
     fit(tmp_path / "run", toy_config(epochs=1), toy_data)
     path = tmp_path / "run" / "last" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"last/model\.safetensors: not a checkpoint"):
-        fit(tmp_path / "run", toy_config(epochs=1), toy_data, resume=True)
+    without_state = (tmp_path / "run" / "best" / path.name).read_bytes()
+    for content in (path.read_bytes()[:1000], without_state):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"last/model\.safetensors: not a checkpoint"):
+            fit(tmp_path / "run", toy_config(epochs=1), toy_data, resume=True)
 
 
 def test_new_run_in_an_old_folder_does_not_go_on_from_the_old_one(toy_data, toy_config, tmp_path):
