@@ -50,8 +50,7 @@ class ModelConfig(Checked):
     decoder_dim: Size = 256  # H of the decoder
     attention_dim: Size = 128  # A, where the decoder's query and the frames' keys are compared
     dropout: Share | None = None  # on frame projections, embeddings, and before the word logits
-    # "matched" also asks which frames go with the words said so far; "uniform" takes all alike.
-    attention: Literal["additive", "matched", "uniform"] | None = None  # how frames are chosen
+    attention: Literal["additive", "matched", "uniform"] | None = None  # uniform = all alike
     encoder: Literal["bilstm", "none"] = "bilstm"  # none = frames are projected one by one
     frame_order: Literal["kept", "shuffled"] = "kept"  # shuffled = does the order of frames matter?
     max_frames: Count | None = None  # use so many of a clip's frames, spread evenly; None = all

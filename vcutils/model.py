@@ -79,17 +79,14 @@ class AdditiveAttention(nn.Module):
 
 
 class MatchedAttention(nn.Module):
-    """score = (sum of the vectors of the words said) · key: which frames go with these words?
-
-    A key is of a single frame's features, which no LSTM has mixed with other frames'.
-    """
+    """score = (sum of the vectors of the words said) · key: which frames go with these words?"""
 
     def __init__(self, config: ModelConfig, vocab_size: int, feature_dim: int) -> None:
         super().__init__()
         self.is_uniform = False
         self.said = nn.Embedding(vocab_size, config.attention_dim, padding_idx=PAD)
         nn.init.normal_(self.said.weight, std=0.05)  # small: at first all frames are alike
-        self.keys = nn.Linear(feature_dim, config.attention_dim)
+        self.keys = nn.Linear(feature_dim, config.attention_dim)  # no LSTM has mixed the frames
 
     def forward(self, said: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context (B, K, C) and weights (B, K, T) for the sums of the words said (B, K, A)."""

@@ -1,9 +1,6 @@
 """The training loop, its schedule, and validation with generated captions.
 
-The same function serves one CPU, one GPU, many GPUs and many machines:
-
-    python -m vcutils train data/corpora/sample                             one process
-    accelerate launch --num_processes 4 -m vcutils train CORPUS             four GPUs
+The same function serves one CPU, one GPU, many GPUs and many machines (`accelerate launch`).
 
 Every epoch ends with captions generated for the validation clips (free running, as at test time).
 Their CIDEr picks `best/`; the teacher-forced loss never does, and nothing of the test split is
@@ -167,9 +164,7 @@ class Trainer:
         loader = DataLoader(clips, size, collate_fn=collate)
         loss = mean_loss(TrainingModel(self.model).eval(), loader, self.accelerator.device)
         decode = replace(self.config.decode, beam_size=settings.val_beam_size)
-        hypotheses = predict(
-            self.model, data.vocabulary, data.store, clips.ids, decode, clips.sources
-        )
-        scores = self.references.score(captions_of(hypotheses), ("Bleu", "CIDEr"))
+        beams = predict(self.model, data.vocabulary, data.store, clips.ids, decode, clips.sources)
+        scores = self.references.score(captions_of(beams), ("Bleu", "CIDEr"))
         val_scores = {f"val_{name}": scores[name] or 0.0 for name in ("Bleu_4", "CIDEr")}
         return {"val_loss": loss, **val_scores}
