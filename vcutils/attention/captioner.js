@@ -33,26 +33,38 @@ function engine(content) {
     weight[name] = { width: shape.at(-1), values: all.subarray(taken, (taken += size)) };
   }
 
-  /** rows (n, k) times the transpose of a weight (m, k), plus a bias (m): (n, m). Four outputs at once: their sums do not wait for each other. */
+  /** rows (n, k) times the transpose of a weight (m, k), plus a bias (m): (n, m). Two rows and four outputs at once: each
+   * number that is read serves several sums, and those do not wait for each other. At an odd end the last ones are made twice. */
   function multiply(rows, { values, width: k }, bias) {
     const [n, m] = [rows.length / k, values.length / k];
     const out = new Float32Array(n * m);
     for (let j = 0; j < m; j += 4) {
-      const [w0, w1, w2, w3] = [j, Math.min(j + 1, m - 1), Math.min(j + 2, m - 1), Math.min(j + 3, m - 1)].map((row) => row * k);
-      for (let r = 0; r < n; r++) {
-        let [s0, s1, s2, s3] = [0, 0, 0, 0];
-        for (let i = 0, x = r * k; i < k; i++, x++) {
-          const value = rows[x];
-          s0 += value * values[w0 + i];
-          s1 += value * values[w1 + i];
-          s2 += value * values[w2 + i];
-          s3 += value * values[w3 + i];
+      const [j1, j2, j3] = [Math.min(j + 1, m - 1), Math.min(j + 2, m - 1), Math.min(j + 3, m - 1)];
+      const [w0, w1, w2, w3] = [j * k, j1 * k, j2 * k, j3 * k];
+      for (let r = 0; r < n; r += 2) {
+        const next = Math.min(r + 1, n - 1);
+        let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+        for (let i = 0, a = r * k, b = next * k; i < k; i++, a++, b++) {
+          const x = rows[a], y = rows[b];
+          const v0 = values[w0 + i], v1 = values[w1 + i], v2 = values[w2 + i], v3 = values[w3 + i];
+          a0 += x * v0;
+          a1 += x * v1;
+          a2 += x * v2;
+          a3 += x * v3;
+          b0 += y * v0;
+          b1 += y * v1;
+          b2 += y * v2;
+          b3 += y * v3;
         }
-        const at = r * m + j;
-        out[at] = s0;
-        if (j + 1 < m) out[at + 1] = s1;
-        if (j + 2 < m) out[at + 2] = s2;
-        if (j + 3 < m) out[at + 3] = s3;
+        const [at, below] = [r * m, next * m];
+        out[at + j] = a0;
+        out[at + j1] = a1;
+        out[at + j2] = a2;
+        out[at + j3] = a3;
+        out[below + j] = b0;
+        out[below + j1] = b1;
+        out[below + j2] = b2;
+        out[below + j3] = b3;
       }
     }
     if (bias) for (let i = 0; i < out.length; i++) out[i] += bias.values[i % m];
@@ -90,7 +102,7 @@ function engine(content) {
         multiply(own, weight[`encoder.lstm.weight_ih_l0${direction}`], weight[`encoder.lstm.bias_ih_l0${direction}`]));
       const keys = config.attention === "dot" ? normalize(linear("decoder.attention.keys", own), A) : null;
       if (clips.size > 3) clips.delete(clips.keys().next().value);
-      clips.set(features, { T: shape[0], own, directions, gates, keys, before: new Map() });
+      clips.set(features, { T: shape[0], own, directions, gates, keys, before: new Map(), asked: 0 });
     }
     return clips.get(features);
   }
@@ -255,15 +267,18 @@ function engine(content) {
 
   const idsOf = (texts) => texts.map((word) => numbers.get(word) ?? UNK);
 
-  /** Teacher forcing: calls `visit(position, logProbs)`, n times (V), for every word of `ids` on n memories. */
-  function force(memories, ids, visit) {
+  /** Teacher forcing: what `step` makes of n memories for every word of `ids`. A `path` that an earlier caption left behind is
+   * taken as far as the two begin alike. */
+  function force(memories, ids, path) {
     const join = (part) => Float32Array.from(memories.flatMap((memory) => [...memory[part]]));
-    let state = { h: join("h"), c: join("c") };
-    ids.forEach((_, t) => {
-      const next = step(memories, memories.map(() => (t ? ids[t - 1] : START)), state);
-      visit(t, next.logProbs);
-      state = next.state;
-    });
+    const first = ids.findIndex((id, t) => !path[t] || (t && path[t].read !== ids[t - 1]));
+    if (first >= 0) path.length = first;
+    while (path.length < ids.length) {
+      const read = path.length ? ids[path.length - 1] : START;
+      const state = path.at(-1)?.state ?? { h: join("h"), c: join("c") };
+      path.push({ read, ...step(memories, memories.map(() => read), state) });
+    }
+    return path.slice(0, ids.length).map(({ logProbs }) => logProbs);
   }
 
   /** The memories of a clip without every frame in turn, and with it the neighbours that `window` counts. */
@@ -275,29 +290,28 @@ function engine(content) {
     return visible.map((_, t) => encode(clip, visible.filter((_, i) => i < t - back || i >= t - back + window)));
   }
 
-  /** For each position the likeliest words, with what the frames are worth to them and to the word that stands there. */
-  function measure(clip, visible, ids, memories = []) {
-    const [alternatives, needed, others] = [[], [], []];
+  /** For every word of `ids` the likeliest in its place, and what the frames are worth to the word and to those, once for each
+   * list of memories in `parts`. */
+  function measure(clip, visible, ids, parts = [], path = []) {
     const spread = (nats) => { // from the visible frames to all
       const row = new Array(clip.T).fill(0);
       visible.forEach((frame, i) => (row[frame] = nats[i]));
       return row;
     };
-    force([encode(clip, visible), ...memories], ids, (t, [whole, ...parts]) => {
+    return force([encode(clip, visible), ...parts.flat()], ids, path).map(([whole, ...rest], t) => {
       const likely = whole.slice();
       forbid(likely, t === 0);
       const best = largest(likely, 5);
-      const nats = (word) => spread(parts.map((part) => whole[word] - part[word]));
-      alternatives.push(best.map((word) => ({ word: words[word], probability: Math.exp(whole[word]) })));
-      needed.push(nats(ids[t]));
-      others.push(best.map(nats));
+      const nats = (word) => parts.map((part, i) => spread(part.map((_, frame) => whole[word] - rest[i * part.length + frame][word])));
+      const alternatives = best.map((word) => ({ word: words[word], probability: Math.exp(whole[word]) }));
+      return { alternatives, needed: nats(ids[t]), others: best.map(nats) };
     });
-    return { alternatives, needed, others };
   }
 
   function captionsOf(features, start, { hidden = [], beam = decode.beam_size } = {}) {
     const clip = open(features);
     const visible = seen(clip, hidden);
+    clip.asked++;
     const found = search(clip, visible, idsOf(start), beam);
     if (!found.length) {
       throw new Error(start.length ? `no caption can begin with “${start.join(" ")}”` : "the model's numbers are not finite; train again with a lower lr");
@@ -318,29 +332,30 @@ function engine(content) {
     continueFrom: captionsOf,
     alternatives(features, texts, { hidden = [] } = {}) {
       const clip = open(features);
-      return measure(clip, seen(clip, hidden), [...idsOf(texts), END]).alternatives;
+      return measure(clip, seen(clip, hidden), [...idsOf(texts), END]).map(({ alternatives }) => alternatives);
     },
     need(features, texts, { hidden = [], window = 1 } = {}) {
       const clip = open(features);
       const visible = seen(clip, hidden);
-      return measure(clip, visible, [...idsOf(texts), END], without(clip, visible, window)).needed;
+      return measure(clip, visible, [...idsOf(texts), END], [without(clip, visible, window)]).map(({ needed }) => needed[0]);
     },
-    needs(features, captions, { hidden = [], windows = [1, 3] } = {}) {
+    async needs(features, { beams }, { hidden = [], windows = [1, 3] } = {}) {
       const clip = open(features);
       const visible = seen(clip, hidden);
-      const memories = windows.filter((window) => window < visible.length).map((window) => [window, without(clip, visible, window)]);
-      if (!memories.length) return [];
-      return captions.map(({ words: texts, weights }, rank) => {
-        const ids = [...idsOf(texts), ...(weights.length > texts.length ? [END] : [])];
-        const measured = memories.map(([window, versions]) => [window, measure(clip, visible, ids, versions)]);
-        const table = (name) => Object.fromEntries(measured.map(([window, measures]) => [window, measures[name]]));
-        const { alternatives } = measured[0][1];
-        const others = {
-          words: alternatives.map((place) => place.map(({ word }) => word)),
-          probabilities: alternatives.map((place) => place.map(({ probability }) => probability)),
-        };
-        return { needs: table("needed"), others: rank ? others : { ...others, needs: table("others") } };
-      });
+      const sizes = windows.filter((window) => window < visible.length);
+      const parts = sizes.map((window) => without(clip, visible, window));
+      const [asked, path, measured] = [clip.asked, [], []];
+      const byWindow = (tables) => Object.fromEntries(sizes.map((window, i) => [window, tables(i)]));
+      for (const { words: texts, weights } of sizes.length ? beams : []) {
+        await new Promise((resolve) => setTimeout(resolve)); // what was asked in the meantime comes first
+        if (clip.asked !== asked) return []; // another caption of this clip: no one waits for these any more
+        const places = measure(clip, visible, [...idsOf(texts), ...(weights.length > texts.length ? [END] : [])], parts, path);
+        const likely = (name) => places.map(({ alternatives }) => alternatives.map((each) => each[name]));
+        const others = { words: likely("word"), probabilities: likely("probability") };
+        if (!measured.length) others.needs = byWindow((i) => places.map((place) => place.others.map((nats) => nats[i])));
+        measured.push({ needs: byWindow((i) => places.map(({ needed }) => needed[i])), others });
+      }
+      return measured;
     },
   };
 }
@@ -348,10 +363,10 @@ function engine(content) {
 /** Answers requests {id, name, values} by `reply`, in the worker or in the page. */
 function answer(reply) {
   let calls;
-  return ({ id, name, values }) => {
+  return async ({ id, name, values }) => {
     try {
       if (name === "open") calls = engine(...values);
-      reply({ id, value: name === "open" ? calls.settings() : calls[name](...values) });
+      reply({ id, value: name === "open" ? calls.settings() : await calls[name](...values) });
     } catch (error) {
       reply({ id, error: error.message });
     }
@@ -361,7 +376,7 @@ function answer(reply) {
 /** Starts the captioner. `content`: the model as embed.py writes it, an object or its JSON text, which is read in the worker.
  *
  * Returns, behind promises: caption(features, {hidden, beam}), continueFrom(features, words, {hidden, beam}),
- * alternatives(features, words, {hidden}), need(features, words, {hidden, window}), needs(features, beams, {hidden, windows}).
+ * alternatives(features, words, {hidden}), need(features, words, {hidden, window}), needs(features, captions, {hidden, windows}).
  * `words` is a caption without <end>; `features` are a clip's as embed.py writes them; frames count from 0. */
 export async function openCaptioner(content) {
   const waiting = new Map();

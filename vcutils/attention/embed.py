@@ -19,8 +19,8 @@ from vcutils.vocab import Vocabulary
 
 
 def rounded(model: CaptionModel) -> CaptionModel:
-    """A copy of the model on the CPU, its weights rounded to float16. Raises UserError where one is too large."""
-    half = copy.deepcopy(model).cpu().eval().half().float()
+    """A copy of the model, its weights rounded to float16. Raises UserError where one is too large."""
+    half = copy.deepcopy(model).eval().half().float()
     for name, tensor in half.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"{name}: too large for float16: this model cannot go into a page; train with a lower lr")
@@ -44,4 +44,4 @@ def feature_content(features: Tensor) -> dict[str, Any]:
 
 
 def _base64(numbers: Tensor) -> str:
-    return base64.b64encode(numbers.half().numpy().astype("<f2").tobytes()).decode("ascii")
+    return base64.b64encode(numbers.half().cpu().numpy().astype("<f2").tobytes()).decode("ascii")
