@@ -20,6 +20,7 @@ from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.scores.runs import Run
 
+MOST_BEAMS = 10
 UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
 
 
@@ -31,7 +32,10 @@ class AttentionView(anywidget.AnyWidget):
     word = Int(0).tag(sync=True)  # this and the next two follow every step
     last = Int(0).tag(sync=True)  # number of the caption's last word
     beam = Int(0).tag(sync=True)
+    needs: Any = List().tag(sync=True)  # of the captions; they follow them, since they take longer
     hide = List(Int()).tag(sync=True)  # the frames that someone wants hidden
+    start = List(Unicode()).tag(sync=True)  # the words that someone wants the captions to begin with
+    size = Int(1).tag(sync=True)  # the beam size that someone wants
     message = Unicode("").tag(sync=True)
     controls = Bool(False).tag(sync=True)
 
@@ -58,7 +62,7 @@ class Explorer(widgets.VBox):
         super().__init__([*map(widgets.HBox, rows), self.view])
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
-        self.view.observe(self._on_hide, "hide")
+        self.view.observe(self._on_ask, ["hide", "start", "size"])
         self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
         if ids:
             self.show_clip(ids[0])
@@ -78,12 +82,26 @@ class Explorer(widgets.VBox):
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
+        self._ask(frames, self.shown.start, self.decode)
+
+    def _ask(self, frames: Collection[int], start: Sequence[str], decode: DecodeConfig) -> None:
+        """Caption the clip again: without these frames, from these words on, with this search."""
         hidden = {*map(int, frames)} & {*range(len(self.original.timestamps))}
         if len(hidden) == len(self.original.timestamps):
-            self._show(message="At least one frame must stay visible: the caption below is the one from before.")
-        else:
-            self.shown = page.with_captions(self.run, self.original, self._features, self.decode, hidden)
-            self._show(captions=page.caption_content(self.shown), beam=0, message="")
+            return self._show(message="At least one frame must stay visible: the caption below is the one from before.")
+        try:
+            self.shown = page.with_captions(self.run, self.original, self._features, decode, hidden, start)
+        except UserError as error:
+            return self._show(message=str(error))
+        self.decode = decode
+        self._show(captions=page.caption_content(self.shown), beam=0, message="")
+        self.shown = self._with_needs(self.shown)
+
+    def _with_needs(self, view: page.View) -> page.View:
+        """The view with its needs, which are sent behind its captions: those are waited for."""
+        view = page.with_needs(self.run, view, self._features)
+        self.view.needs = list(view.needs)
+        return view
 
     def save(self, path: Path | str, video_ids: Sequence[str] = ()) -> Path:
         """Write the clip that is shown as one HTML page, beside it the same without the hidden frames, if any are.
@@ -97,7 +115,8 @@ class Explorer(widgets.VBox):
         if count := len(self.shown.hidden):
             views.append(replace(self.shown, title=f"{self.shown.title} ({count} frames hidden)"))
         more = [i for i in video_ids if i != self.original.title]
-        views += [page.with_captions(self.run, *page.corpus_clip(self.run, i), self.decode) for i in more]
+        for opened in (page.corpus_clip(self.run, i) for i in more):
+            views.append(page.with_needs(self.run, page.with_captions(self.run, *opened, self.decode), opened[1]))
         return page.save_page(path, views)
 
     def _open(self, read: Callable[[], Any], path: Path | str = "", title: str | None = None) -> None:
@@ -111,20 +130,26 @@ class Explorer(widgets.VBox):
         self.original, self.shown, self._features = shown, shown, features
         captions = page.caption_content(shown)
         self._show(clip=page.clip_content(view), captions=captions, word=0, beam=0, message="")
+        self.original = self.shown = self._with_needs(shown)
 
     def _show(self, **traits: Any) -> None:
         """Set traits of the view in one message: what belongs together must arrive together."""
-        with self.view.hold_sync():
-            for name, value in {**traits, "hide": sorted(self.shown.hidden)}.items():
+        asked = {"hide": sorted(self.shown.hidden), "start": list(self.shown.start), "size": self.decode.beam_size}
+        if "captions" in traits:
+            asked["needs"] = []
+        with self.view.hold_sync(), self.view.hold_trait_notifications():
+            for name, value in {**traits, **asked}.items():
                 setattr(self.view, name, value)
 
     def _on_clip(self, change: Any) -> None:
         if change.new:
             self.show_clip(change.new)
 
-    def _on_hide(self, change: Any) -> None:
-        if set(change.new) != self.shown.hidden:
-            self.hide_frames(change.new)
+    def _on_ask(self, _: Any) -> None:
+        view, size = self.view, max(1, min(self.view.size, MOST_BEAMS))
+        shown = self.shown.hidden, self.shown.start, self.decode.beam_size
+        if (set(view.hide), tuple(view.start), view.size) != shown:
+            self._ask(view.hide, view.start, replace(self.decode, beam_size=size))
 
     def _on_upload(self, change: Any) -> None:
         """Show what was uploaded: {name: {"content"}} in ipywidgets 7, ({"name", "content"}, …) in ipywidgets 8."""

@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vcutils.attention.measures import check_alignment
+from vcutils.attention.measures import WORD_END, check_alignment, need, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
@@ -29,9 +30,11 @@ from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import frames_at
 from vcutils.runtime.files import sweep, write_text
 from vcutils.scores.runs import Run
+from vcutils.vocab import PAD, UNK
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
 PICTURE_CHARACTERS = 1_250_000  # base64 of one clip's pictures; with captions and weights a clip stays under 1.5 MB
+WINDOWS = (1, 3)  # frames that are taken out together to see what they are worth
 SIZES = ((480, 82), (400, 78), (320, 74), (240, 66), (160, 50), (96, 40))  # (longer side in pixels, JPEG quality)
 
 
@@ -46,7 +49,10 @@ class View:
     references: Sequence[str] = ()  # human captions
     timed: bool = True  # False: no times are known, `timestamps` only count the frames
     hidden: frozenset[int] = frozenset()  # frames that the model was not shown
-    before: Hypothesis | None = None  # the best caption with all frames, where some are hidden
+    start: tuple[str, ...] = ()  # words that someone else chose; the captions go on from them
+    before: Hypothesis | None = None  # the best caption of the model's own with all frames, where this is another
+    needs: Sequence[dict[str, Any]] = ()  # of each beam, JSON-ready: see `with_needs`
+    events: Sequence[dict[str, Any]] = ()  # what is true when, as in events.json
     note: str = ""  # what the viewer should know about this clip
 
 
@@ -62,7 +68,10 @@ def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
         images, problem = None, str(error)
     references, timed = run.data.captions.get(video_id, ()), "timestamps" in run.manifest.get(video_id, {})
     note, times = "" if images else f"No pictures: {problem}", run.timestamps(video_id)
-    return View(video_id, times, images=images, references=references, timed=timed, note=note), features
+    path = run.data.root / "events.json"
+    events = read_events(path).get(video_id, {"events": ()})["events"] if timed and path.is_file() else ()
+    view = View(video_id, times, images=images, references=references, timed=timed, note=note, events=events)
+    return view, features
 
 
 def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Tensor]:
@@ -74,26 +83,95 @@ def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Ten
     return View(title or path.name, frames.timestamps, images=frames_at(path, frames.indices, HEIGHT)), features
 
 
-def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, hidden: Collection[int] = ()) -> View:
-    """The view with captions for features (T, D); the model never receives the `hidden` frames, at least one is left.
+def with_captions(
+    run: Run,
+    view: View,
+    features: Tensor,
+    decode: DecodeConfig,
+    hidden: Collection[int] = (),
+    start: Sequence[str] = (),
+) -> View:
+    """The view with captions for features (T, D) that begin with the words of `start`, those of someone else.
 
-    Attention rows still cover all T frames, with 0 at the hidden ones.
+    The model never receives the `hidden` frames, at least one is left. Attention rows still cover all T frames, with 0
+    at the hidden ones. Raises UserError when no caption can begin so.
     """
     visible = [i for i in range(len(features)) if i not in hidden]
     mask = torch.ones(1, len(visible), dtype=torch.bool)
+    model: Any = _Begun(run, start) if start else run.model
+    with _one_thread():
+        try:
+            beams = generate(model, run.vocabulary, features[visible][None], mask, decode)[0]
+        except UserError as error:
+            raise UserError(f"no caption can begin with “{' '.join(start)}”") if start else error from error
+    for beam in beams:
+        beam.attention = _over_all(beam.attention, hidden)
+        if beam.end_attention is not None:
+            beam.end_attention = _over_all(beam.end_attention, hidden)
+    before = view.beams[0] if (hidden or start) and view.beams else None
+    return replace(view, beams=beams, hidden=frozenset(hidden), start=tuple(start), before=before, needs=())
+
+
+class _Begun:
+    """A model whose captions begin with given words.
+
+    At each of their places the given word keeps its probability, and <pad>, which is never said, gets all the rest.
+    """
+
+    def __init__(self, run: Run, words: Sequence[str]) -> None:
+        self.model, self.decoder, self.start = run.model, self, run.model.decoder.start
+        self.given = iter([run.vocabulary.index.get(word, UNK) for word in words])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def step(self, *inputs: Any) -> tuple[Any, Tensor, Tensor]:
+        """As `Decoder.step`."""
+        state, logits, weights = self.model.decoder.step(*inputs)
+        if (word := next(self.given, None)) is not None:
+            log_probs = logits.float().log_softmax(dim=-1)[..., word]
+            logits = torch.full_like(logits, float("-inf"), dtype=torch.float32)
+            logits[..., word], logits[..., PAD] = log_probs, torch.log1p(-log_probs.exp())
+        return state, logits, weights
+
+
+def _over_all(rows: np.ndarray, hidden: Collection[int]) -> np.ndarray:
+    """Rows (..., visible frames) as rows over all frames, with 0 at the hidden ones."""
+    gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
+    return np.insert(rows, gaps, 0, axis=-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one clip is too little work to share: threads that wait turn 0.1 s into 6
     try:
-        beams = generate(run.model, run.vocabulary, features[visible][None], mask, decode)[0]
+        yield
     finally:
         torch.set_num_threads(threads)
-    gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
-    for beam in beams:
-        beam.attention = np.insert(beam.attention, gaps, 0, axis=-1)
-        if beam.end_attention is not None:
-            beam.end_attention = np.insert(beam.end_attention, gaps, 0)
-    before = view.beams[0] if hidden and view.beams else None
-    return replace(view, beams=beams, hidden=frozenset(hidden), before=before)
+
+
+def with_needs(run: Run, view: View, features: Tensor) -> View:
+    """The view with the need of its captions' words (`measures.need`) and the words that were likely in their places.
+
+    None for a clip of one visible frame. What frames are worth to those other words comes for the best caption alone.
+    """
+    shown = features[[i for i in range(len(features)) if i not in view.hidden]].numpy()
+    captions = [[*beam.words, *[WORD_END] * (beam.end_attention is not None)] for beam in view.beams]
+
+    def nats(rows: np.ndarray) -> list:
+        return (_over_all(rows, view.hidden).astype(float).round(2) + 0.0).tolist()  # + 0.0: no "-0.0"
+
+    with _one_thread():
+        windows = {w: need(run.model, run.vocabulary, shown, captions, w) for w in WINDOWS if w < len(shown)}
+    needs = []
+    for k in range(len(captions) if windows else 0):
+        one = windows[WINDOWS[0]][k]
+        others = {"words": one.others, "probabilities": one.probabilities.astype(float).round(4).tolist()}
+        if k == 0:
+            others["needs"] = {w: nats(of_window[0].needs) for w, of_window in windows.items()}
+        needs.append({"needs": {w: nats(of_window[k].need) for w, of_window in windows.items()}, "others": others})
+    return replace(view, needs=needs)
 
 
 def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: DecodeConfig) -> list[str]:
@@ -107,7 +185,7 @@ def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: Dec
             if clip not in run.data.store.ids and not os.path.exists(clip):
                 raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
             opened = corpus_clip(run, clip) if clip in run.data.store.ids else file_clip(run, Path(clip))
-            views.append(with_captions(run, *opened, decode))
+            views.append(with_needs(run, with_captions(run, *opened, decode), opened[1]))
         except UserError as error:
             problems.append(str(error))
     if not views:
@@ -139,7 +217,8 @@ def page_html(views: Sequence[View]) -> str:
         source = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
         digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
         page = page.replace(f"HASH-OF-{tag.upper()}", digest)
-    contents = [[view.title for view in views], *(clip_content(view) | caption_content(view) for view in views)]
+    contents: list[Any] = [{"titles": [view.title for view in views]}]
+    contents += [clip_content(view) | caption_content(view) | {"needs": view.needs} for view in views]
     data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
     return page.replace("<!-- DATA -->", data)
 
@@ -154,8 +233,16 @@ def clip_content(view: View) -> dict[str, Any]:
         if sum(map(len, images)) <= PICTURE_CHARACTERS:
             break
     height, width = pictures[0].shape[:2] if pictures else (3, 4)
-    shown = {"images": images, "aspect": min(4.0, max(0.25, width / height)), "references": list(view.references)[:10]}
-    return {"title": view.title, "note": view.note, "times": list(view.timestamps), "timed": view.timed, **shown}
+    return {
+        "title": view.title,
+        "note": view.note,
+        "times": list(view.timestamps),
+        "timed": view.timed,
+        "images": images,
+        "aspect": min(4.0, max(0.25, width / height)),
+        "references": list(view.references)[:10],
+        "events": [{name: event[name] for name in ("kind", "words", "start", "end")} for event in view.events],
+    }
 
 
 def caption_content(view: View) -> dict[str, Any]:
@@ -165,7 +252,8 @@ def caption_content(view: View) -> dict[str, Any]:
     for beam in view.beams:
         check_alignment(beam.words, beam.attention, view.timestamps)
     before = view.before and {"words": view.before.words, "score": float(view.before.score)}
-    return {"hidden": sorted(view.hidden), "before": before, "beams": [_beam(beam) for beam in view.beams]}
+    beams = [_beam(beam) for beam in view.beams]
+    return {"hidden": sorted(view.hidden), "start": list(view.start), "before": before, "beams": beams}
 
 
 def _beam(beam: Hypothesis) -> dict[str, Any]:
