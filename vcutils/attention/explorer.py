@@ -12,12 +12,15 @@ from typing import Any
 
 import anywidget
 import ipywidgets as widgets
+import numpy as np
 import torch
 from traitlets import Bool, Dict, Int, List, Unicode
 
 from vcutils.attention import page
+from vcutils.attention.measures import need
 from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
+from vcutils.scores.coco import References
 from vcutils.scores.runs import Run
 
 MOST_BEAMS = 10
@@ -27,7 +30,7 @@ UPLOAD_LIMIT = 10  # MB; Jupyter cuts the connection at messages of 10 MiB
 class AttentionView(anywidget.AnyWidget):
     """view.js as a widget, by itself for notebooks that know no ipywidgets: with `controls` it needs none beside it."""
 
-    _esm, _css = Path(__file__).with_name("view.js"), Path(__file__).with_name("view.css")
+    _esm, _css = page.script(), Path(__file__).with_name("view.css")
     clip, captions = Dict().tag(sync=True), Dict().tag(sync=True)
     word = Int(0).tag(sync=True)  # this and the next two follow every step
     last = Int(0).tag(sync=True)  # number of the caption's last word
@@ -36,6 +39,8 @@ class AttentionView(anywidget.AnyWidget):
     hide = List(Int()).tag(sync=True)  # the frames that someone wants hidden
     start = List(Unicode()).tag(sync=True)  # the words that someone wants the captions to begin with
     size = Int(1).tag(sync=True)  # the beam size that someone wants
+    rows: Any = List().tag(sync=True)  # clips in a table above it
+    open = Unicode("").tag(sync=True)  # the clip of that table that someone opened
     message = Unicode("").tag(sync=True)
     controls = Bool(False).tag(sync=True)
 
@@ -63,6 +68,7 @@ class Explorer(widgets.VBox):
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.view.observe(self._on_ask, ["hide", "start", "size"])
+        self.view.observe(self._on_clip, "open")
         self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
         if ids:
             self.show_clip(ids[0])
@@ -79,6 +85,20 @@ class Explorer(widgets.VBox):
         """Show any video file; the way for files that are too large to upload."""
         self.view.message = "reading the clip …"
         self._open(lambda: page.file_clip(self.run, Path(path), title), path, title)
+
+    def list_clips(self, split: str = "test") -> None:
+        """Show the clips of a split in a table that can be sorted and searched; a click opens one."""
+        run, ids = self.run, list(self.run.data.splits[split])
+        hypotheses = run.predict(ids, self.decode)
+        ciders = References({i: list(run.data.captions[i]) for i in ids}).cider(
+            [(i, hypotheses[i].caption) for i in ids]
+        )
+        rows = []
+        for i, cider in zip(ids, ciders, strict=True):
+            features, best = np.asarray(run.data.store[i], np.float32), hypotheses[i]
+            needs = need(run.model, run.vocabulary, features, [best.words])[0].need if len(features) > 1 else None
+            rows.append(page.table_row(i, best, needs, cider))
+        self.view.rows = rows
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
@@ -168,6 +188,13 @@ class Explorer(widgets.VBox):
 
     def _fail(self, reason: str) -> None:
         self.view.message = f"{reason}. Still shown: {self.original.title}" if self.shown.beams else reason
+
+
+def side_by_side(first: Explorer, *others: Explorer) -> widgets.HBox:
+    """Explorers beside each other on one word slider: two runs, seeds or clips."""
+    for other in others:
+        widgets.jslink((first.view, "word"), (other.view, "word"))
+    return widgets.HBox([first, *others])
 
 
 explore = Explorer  # what the notebooks call: explore(run, video_id)
