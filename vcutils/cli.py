@@ -238,6 +238,7 @@ def explore(
     check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
     split: SplitArg = "test",
     beside: Annotated[Path | None, arg(metavar="RUN", help="a second run, to be shown beside the first")] = None,
+    model: Annotated[bool, arg(help="the page carries the model (not with --beside), to hide frames in it")] = True,
     beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
@@ -258,7 +259,7 @@ def explore(
     from vcutils.attention.page import page_for
 
     chosen = [str(clip) for clip in clips] or opened.data.splits[split]
-    problems = page_for(opened, chosen, out, decode, _run(beside, beam)[0] if beside else None)
+    problems = page_for(opened, chosen, out, decode, _run(beside, beam)[0] if beside else None, model)
     return _print({"page": str(out), "problems": problems}, as_json, failed=problems)
 
 

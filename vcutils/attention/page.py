@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vcutils.attention.embed import feature_content, model_content, rounded
 from vcutils.attention.measures import WORD_END, check_alignment, entropy, need, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
@@ -179,20 +180,31 @@ def with_needs(run: Run, view: View, features: Tensor) -> View:
 
 
 def page_for(
-    run: Run, clips: Sequence[str | Path], out: Path | str, decode: DecodeConfig, beside: Run | None = None
+    run: Run,
+    clips: Sequence[str | Path],
+    out: Path | str,
+    decode: DecodeConfig,
+    beside: Run | None = None,
+    model: bool = True,
 ) -> list[str]:
     """Write one page of clips, each an id of the run's corpus or the path of any video file; an id goes first.
 
-    `beside` is another run, whose captions of the same clips stand beside those of the first. Returns a line for every
-    clip that had to be left out. Raises UserError, and writes nothing, when that is all.
+    `beside` is another run, whose captions of the same clips stand beside those of the first. With `model`, and no run
+    beside it, the page carries the captioner: all it shows is then what the weights say once rounded to float16.
+    Returns a line for every clip that had to be left out. Raises UserError, and writes nothing, when that is all.
     """
     views: list[View] = []
     problems = []
+    model = model and beside is None
+    run = replace(run, model=rounded(run.model)) if model else run
     for clip in map(str, clips):
         try:
             if clip not in run.data.store.ids and not os.path.exists(clip):
                 raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
             opened = corpus_clip(run, clip) if clip in run.data.store.ids else file_clip(run, Path(clip))
+            if model:
+                features = opened[1].half().float()
+                opened = replace(opened[0], features=feature_content(features)), features
             for each in filter(None, (run, beside)):
                 view = with_needs(each, with_captions(each, *opened, decode), opened[1])
                 views.append(replace(view, title=f"{view.title} · {each.folder.name}" if beside else view.title))
@@ -200,7 +212,7 @@ def page_for(
             problems.append(str(error))
     if not views:
         raise UserError("\n".join(["no page written: none of the clips can be shown", *problems]))
-    save_page(out, with_ciders(run, views))
+    save_page(out, with_ciders(run, views), model_content(run.model, run.vocabulary, decode) if model else None)
     return problems
 
 
@@ -256,6 +268,7 @@ def page_html(views: Sequence[View], model: dict[str, Any] | None = None) -> str
         contents.append(clip_content(view, share) | caption_content(view) | rest)
     data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
     if model:
+        page = page.replace("base-uri", "worker-src blob:; base-uri", 1)
         data += f'\n<script type="application/json" id="model">{_embed(model)}</script>'
     return page.replace("<!-- DATA -->", data)
 
