@@ -247,8 +247,8 @@ def explore(
     Without a CLIP the page holds all of the split.
     """
     run, clips = _run_before_clips(run, clips)
-    if not (run or (clips and not check)):
-        raise UserError("explore: name at least one clip, or a run")
+    if not (run if check else clips or (run and run.is_dir())):
+        raise UserError("explore: name at least one clip, a run for all of its split, or a run with --check")
     opened, decode = _run(run, beam)
     if check:
         from vcutils.attention import checks

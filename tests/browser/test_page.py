@@ -215,14 +215,24 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(show, make_view, scheme):
+def test_every_text_can_be_read(show, make_view, needs_of, scheme):
     """Contrast of at least 4.5 (WCAG AA), numbers in cells of every colour among them."""
     view = make_view((" ".join(f"w{n}" for n in range(18)), "a"), frames=12, end=True, note="a note", references=("b",))
     for n, row in enumerate(view.beams[0].attention):
         row[:] = (1 - (n + 1) / 19) / 11
         row[n % 12] = (n + 1) / 19
-    page = show(dataclasses.replace(view, before=view.beams[1], hidden=frozenset([3])), view, color_scheme=scheme)
+    need = needs_of(view).needs
+    need[0]["needs"][1] = np.linspace(-4, 4, 19 * 12).reshape(19, 12).tolist()
+    events = [{"kind": "thing", "words": ["w0"], "start": 0.0, "end": 3.0}]
+    view = dataclasses.replace(view, needs=need, events=events)
+    other = dataclasses.replace(view, before=view.beams[1], hidden=frozenset([3]), start=("w0",), title="other")
+    page = show(other, view, color_scheme=scheme)
     assert page.locator(".vc-heat td.vc-hot", has_text="95").count() == 1
+    page.mouse.move(0, 0)
+    assert page.evaluate(CONTRAST) == []
+    page.locator(".vc-modes button").nth(2).click()
+    page.locator(".vc-table summary").click()
+    assert page.locator(".vc-less", has_text="−3").count() > 5
     page.mouse.move(0, 0)
     assert page.evaluate(CONTRAST) == []
 

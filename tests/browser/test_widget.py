@@ -15,7 +15,7 @@ import torch
 from ipywidgets.widgets import widget as ipywidget
 from traitlets import Bunch
 
-from vcutils.attention.explorer import Explorer
+from vcutils.attention.explorer import Explorer, side_by_side
 from vcutils.attention.measures import teacher_forced
 from vcutils.attention.page import caption_content, clip_content, corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig, ModelConfig, UserError
@@ -172,6 +172,27 @@ def test_need_and_the_likeliest_words_come_with_every_caption(run):
                 assert of_others[others.index(word)] == pytest.approx(p, abs=2e-4)
     explorer.show_clip("one")
     assert explorer.view.needs == [], "of one frame nothing can be left out"
+
+
+def test_a_splits_clips_are_listed_and_opened(run):
+    explorer = Explorer(run, "wide", DecodeConfig(beam_size=2, max_length=6))
+    explorer.list_clips("test")
+    one, tall = explorer.view.rows
+    assert (one["title"], tall["title"], one["need"]) == ("one", "tall", None)
+    explorer.view.open = "tall"
+    assert explorer.shown.title == "tall" and tall["caption"] == explorer.shown.beams[0].caption
+    needs = np.array(explorer.view.needs[0]["needs"][1])[: len(explorer.shown.beams[0].words)]
+    assert tall["need"] == pytest.approx(needs.max(axis=1).mean(), abs=0.01) and tall["cider"] >= 0
+    assert 0 <= tall["spread"] <= 1
+
+
+def test_two_runs_stand_beside_each_other(run, tmp_path):
+    other = dataclasses.replace(run, folder=run.folder.with_name("twin"))
+    assert page_for(run, ["wide", "tall"], tmp_path / "page.html", DecodeConfig(max_length=6), other) == []
+    titles = '["wide \\u00b7 odd","wide \\u00b7 twin","tall \\u00b7 odd","tall \\u00b7 twin"]'
+    assert titles in (tmp_path / "page.html").read_text("utf-8")
+    one, two = (Explorer(run, i, DecodeConfig(max_length=6)) for i in ("wide", "tall"))
+    assert side_by_side(one, two).children == (one, two)
 
 
 def test_recaptioning_leaves_no_widgets_behind(run):

@@ -220,6 +220,8 @@ def with_ciders(run: Run, views: Sequence[View]) -> list[View]:
     """The views with their best captions' CIDEr among the clips of their splits; None for clips without references."""
     ids = [view.title.partition(" · ")[0] for view in views]
     splits = [split for split in run.data.splits.values() if not set(ids).isdisjoint(split)]
+    if not splits:
+        return list(views)
     scorer = References({i: list(run.data.captions[i]) for split in splits for i in split})
     known = [n for n, i in enumerate(ids) if i in scorer.texts]
     values = dict(zip(known, scorer.cider([(ids[n], views[n].beams[0].caption) for n in known]), strict=True))

@@ -221,6 +221,7 @@ function clipView(root, read, open, options) {
  *
  * `read(index)` gives what view.js draws from, with `features` where the page carries the model; `open()` then starts that model. */
 export function openPage(root, { titles, rows = null }, read, open = null) {
+  const names = titles.map((title, i) => (titles.indexOf(title) === i ? title : `${title} (${i + 1})`)); // for the address
   let model = null, second = null, writing = 0, table = null;
   const start = open && (() => (model ??= open()));
   const [main, pair] = [make("div"), make("div", { className: "vc-pair" })];
@@ -250,10 +251,10 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
   function remember() {
     const { hidden, start: words, size } = view.wanted;
     const own = !hidden.length && !words.length && size === read(view.index).beams.length;
-    writeState({ clip: titles[view.index], word: view.word || "", beam: view.beam || "", mode: view.mode === "looked" ? "" : view.mode, left: view.window === 1 ? "" : view.window,
-      hidden: hidden.join("."), start: words.join(" "), size: own ? "" : size, beside: second ? titles[second.index] : "" });
+    writeState({ clip: names[view.index], word: view.word || "", beam: view.beam || "", mode: view.mode === "looked" ? "" : view.mode, left: view.window === 1 ? "" : view.window,
+      hidden: hidden.join("."), start: words.join(" "), size: own ? "" : size, beside: second ? names[second.index] : "" });
   }
-  const partner = (index) => titles.findIndex((title, i) => i !== index && title.split(" · ")[0] === titles[index].split(" · ")[0]); // the same clip of another run
+  const partner = (index) => titles.findIndex((title, i) => i !== index && title.includes(" · ") && title.split(" · ")[0] === titles[index].split(" · ")[0]); // the same clip of another run
   function show(index, state) {
     chooser.value = index;
     view.open(index, state);
@@ -282,9 +283,9 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
   function apply() {
     const { clip, word, beam, mode = "looked", left, hidden = "", start: words = "", size, beside: title } = readState();
     view.setMode(mode, left);
-    show(Math.max(0, titles.indexOf(clip)), { word: Number(word) || 0, beam: Number(beam) || 0, size: Number(size) || undefined,
+    show(Math.max(0, names.indexOf(clip)), { word: Number(word) || 0, beam: Number(beam) || 0, size: Number(size) || undefined,
       hidden: hidden.split(".").filter(Boolean).map(Number), start: words.split(" ").filter(Boolean) });
-    if (titles.includes(title)) beside(titles.indexOf(title));
+    if (names.includes(title)) beside(names.indexOf(title));
     else if (partner(view.index) >= 0) beside(partner(view.index));
     else if (second) beside(-1);
   }

@@ -170,6 +170,13 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   const named = (frame) => (clip.timed ? `the frame at ${when(frame)}` : when(frame));
   const visible = () => labels.length - captions.hidden.length;
   const picture = (frame, alt = named(frame)) => make("img", { src: images[frame], alt });
+  /** Draws a part anew; where the keyboard's focus was in it, it is afterwards on what `target(tag)` finds there. */
+  function redraw(node, draw, target) {
+    const focused = node.contains(root.getRootNode().activeElement) && root.getRootNode().activeElement.tagName;
+    draw();
+    if (focused) target(focused)?.focus();
+  }
+  const pressed = (node) => node.querySelector("[aria-pressed=true]");
   const isEnd = (i) => beam.ended && i === beam.texts.length - 1;
   // A picture's data: address is long to parse, so that each enlarged frame is made once and then only moved.
   function large(kind, frame) {
@@ -322,7 +329,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     })));
     const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300].find((each) => end / each <= 8) ?? 600;
     const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, i) => at(make("span", { className: "vc-second", textContent: `${Number((i * step).toFixed(1))} s` }), i * step));
-    const dots = times.map((time, frame) => at(make("i", { className: "vc-dot", title: when(frame), onclick: () => look(frame) }), time));
+    const dots = times.map((time, frame) => at(make("i", { className: "vc-dot", ariaHidden: "true", title: when(frame), onclick: () => look(frame) }), time));
     part.lane.replaceChildren(...(rows.length ? [quiet("What is true when (known for this corpus); the chosen word’s times are filled")] : []),
       ...bars, make("div", { className: "vc-lanerow vc-dots" }, ...dots), make("div", { className: "vc-axis" }, ...ticks));
   }
@@ -352,7 +359,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const now = mode();
     part.modes.hidden = !hasNeeds() && visible() < 2;
     part.modes.replaceChildren(...Object.entries(MODES).map(([name, text]) => {
-      const each = button("vc-mode", text, () => (setMode(name), part.modes.querySelector("[aria-pressed=true]").focus()));
+      const each = button("vc-mode", text, () => setMode(name));
       each.ariaPressed = String(name === now);
       each.disabled = name !== "looked" && !hasNeeds();
       return each;
@@ -360,7 +367,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     if (now !== "looked" && Object.keys(needs[view.beam].needs).length > 1) {
       const choice = make("select", { className: "vc-plain" }, ...Object.keys(needs[view.beam].needs).map((count) =>
         make("option", { value: count, textContent: count === "1" ? "one frame" : `${count} frames around it`, selected: Number(count) === view.window })));
-      choice.addEventListener("change", () => (setMode(view.mode, choice.value), part.modes.querySelector("select").focus()));
+      choice.addEventListener("change", () => setMode(view.mode, choice.value));
       part.modes.append(make("label", { className: "vc-quiet" }, "left out: ", choice));
     }
     part.about.textContent = {
@@ -404,8 +411,16 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     forward = 0;
     instead = -1;
     mark(part.beams.querySelectorAll("button"), index);
-    drawMode();
+    redraw(part.modes, drawMode, (tag) => (tag === "SELECT" ? part.modes.querySelector("select") : pressed(part.modes)));
     part.words.classList.toggle("vc-long", words.length > LONG);
+    redraw(part.words, drawWords, () => part.words.children[Math.min(word, beam.texts.length - 1)]);
+    part.slider.max = beam.texts.length - 1;
+    part.slider.disabled = beam.texts.length < 2;
+    drawHeats();
+    choose(word);
+  }
+
+  function drawWords() {
     part.words.replaceChildren(...beam.texts.map((text, i) => {
       const found = findings(i);
       const rows = kinds().map((kind) => make("span", { className: "vc-row", dir: "ltr" }, ...kind.row(i).map((value) => kind.paint(make("i"), value))));
@@ -419,10 +434,6 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       if (i < (captions.start?.length ?? 0)) node.classList.add("vc-given");
       return node;
     }));
-    part.slider.max = beam.texts.length - 1;
-    part.slider.disabled = beam.texts.length < 2;
-    drawHeats();
-    choose(word);
   }
 
   function drawHeats() {
@@ -489,7 +500,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const row = kinds()[0].row(view.word);
     const order = row.map((_, frame) => frame).sort((a, b) => row[b] - row[a] || a - b);
     part.runners.replaceChildren(...order.slice(1, 5).filter((frame) => row[frame] > 0).map((frame) => enlarge("runner", frame)));
-    drawInstead();
+    redraw(part.instead, drawInstead, () => pressed(part.instead));
     look(strongestOf(row));
   }
 
@@ -523,7 +534,6 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     }
     instead = word === beam.texts[view.word] ? -1 : at;
     drawWord();
-    [...part.instead.querySelectorAll("button")].find((node) => node.ariaPressed === "true")?.focus();
   }
 
   /** The strip, lit by the word's row; frames that are to be hidden say so at once, before there is a new caption. */
@@ -539,7 +549,12 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       tile.style.setProperty("--vc-light", (0.14 + 0.86 * strength).toFixed(3));
       tile.classList.toggle("vc-strongest", frame === strongest);
       const texts = rows.map(([kind, values]) => kind.text(values[frame]));
-      tile.children[1].replaceChildren(...rows.map(([kind, values]) => kind.paint(make("span", { className: "vc-band" }), values[frame])));
+      const bands = tile.children[1];
+      if (bands.childElementCount !== rows.length) bands.replaceChildren(...rows.map(() => make("span")));
+      rows.forEach(([kind, values], i) => {
+        bands.children[i].className = "vc-band";
+        kind.paint(bands.children[i], values[frame]);
+      });
       tile.lastChild.lastChild.textContent = off ? "hidden" : first === LOOKED ? (row[frame] < 0.005 ? "" : texts[0]) : Math.abs(row[frame]) < 0.05 ? "" : nats(row[frame]);
       tile.ariaLabel = `${named(frame)}, ${off ? "hidden" : rows.map(([kind], i) => `${texts[i]} ${kind === LOOKED ? "of the attention" : "of need"}`).join(", ")}`;
       item.classList.toggle("vc-off", off);
