@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from vcutils.attention.embed import feature_content, model_content, rounded
+from vcutils.attention.page import corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig
 from vcutils.decode import NEVER, generate
-from vcutils.scores.runs import load_model
+from vcutils.scores.runs import load_model, load_run
 from vcutils.vocab import END, PAD, START, UNK
 
 pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
@@ -262,3 +263,55 @@ def test_trained_model_says_the_same_in_two_hundred_hidings(captioner, tiny_run,
     record_property("ties", tied)
     print(f"a caption: {np.median(captioner.times):.0f} ms; ties among the best captions: {tied or 'none'}")
     assert len(tied) <= 2, "near-equal scores are rare"
+
+
+@pytest.fixture
+def page_with_model(tiny_run, tiny_corpus, tab, tmp_path):
+    """Function: two clips of the tiny run as a page, opened from disk; the run as it is in there."""
+    run = load_run(tiny_run, tiny_corpus)
+
+    def opened(**options):
+        path = tmp_path / f"page {len(options)}.html"
+        assert page_for(run, run.data.splits["train"][:2], path, DecodeConfig(), **options) == []
+        page = tab(offline=True)
+        page.goto(path.as_uri())
+        page.wait_for_selector(".vc-words button")
+        return page, path.read_text("utf-8")
+
+    yield opened, dataclasses.replace(run, model=rounded(run.model))
+    assert not tab.errors
+
+
+def test_saved_page_captions_by_itself(page_with_model, screenshots):
+    """The same numbers as Python's on the rounded weights: from one file, with nothing asked of anyone."""
+    opened, run = page_with_model
+    page, text = opened()
+    policy = text.partition('Content-Security-Policy" content="')[2].partition('"')[0]
+    assert "worker-src blob:" in policy and policy.count("blob:") == 1 and "unsafe" not in policy
+    view, features = corpus_clip(run, run.data.splits["train"][0])
+    said = [with_captions(run, view, features, DecodeConfig(), hidden) for hidden in ((), (1,), (1, 4))]
+    words = page.locator(".vc-words button > span:first-child")
+    for hide, wanted in zip((None, 1, 4), said, strict=True):
+        if hide is not None:
+            page.locator(".vc-eye").nth(hide).click()
+            page.wait_for_selector(".vcx:not(.vc-busy)")
+        best = wanted.beams[0]
+        assert words.all_inner_texts() == [*best.words, *["<end>"] * (best.end_attention is not None)]
+        scores = [float(each.replace("−", "-")) for each in page.locator(".vc-beams .vc-score").all_inner_texts()]
+        assert scores == pytest.approx([beam.score for beam in wanted.beams], abs=0.006)
+    page.locator(".vc-likely[aria-pressed=false]").first.wait_for(state="attached")
+    likely = page.locator(".vc-likely[aria-pressed=false]").first
+    word = likely.locator("bdi").inner_text()
+    likely.click()
+    page.wait_for_selector(".vcx:not(.vc-busy)")
+    assert words.first.inner_text() == word, "the caption goes on from the chosen word"
+    page.screenshot(path=screenshots / "page-model.png", full_page=True)
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in page.asked)
+
+
+def test_page_without_the_model_is_small_and_may_start_no_worker(page_with_model):
+    opened, _ = page_with_model
+    page, text = opened(model=False)
+    assert "blob:" not in text.partition("</head>")[0] and "async function openCaptioner" not in text
+    assert len(text) < 1_000_000 and 'id="model"' not in text
+    assert page.locator(".vc-eye").count() == 0

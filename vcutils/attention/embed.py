@@ -23,7 +23,7 @@ def rounded(model: CaptionModel) -> CaptionModel:
     half = copy.deepcopy(model).eval().half().float()
     for name, tensor in half.state_dict().items():
         if not tensor.isfinite().all():
-            raise UserError(f"{name}: too large for float16: this model cannot go into a page; train with a lower lr")
+            raise UserError(f"{name}: not finite in float16: this model cannot go into a page; train with a lower lr")
     return half
 
 

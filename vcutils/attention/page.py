@@ -2,7 +2,8 @@
 
 What `clip_content` and `caption_content` make of a view is all that view.js draws from, in the page and in a notebook.
 The page needs no network, no kernel and no other file. Captions, ids and file names reach it only as JSON, and its
-script shows them only as text; its Content-Security-Policy allows that one script and data: pictures.
+script shows them only as text; its Content-Security-Policy allows that one script, data: pictures and, with the model,
+a worker of the script's own making.
 """
 
 import base64
