@@ -179,7 +179,7 @@ def test_a_splits_clips_are_listed_and_opened(run):
     explorer.list_clips("test")
     one, tall = explorer.view.rows
     assert (one["title"], tall["title"], one["need"]) == ("one", "tall", None)
-    explorer.view.open = "tall"
+    explorer.view.opened = "tall"
     assert explorer.shown.title == "tall" and tall["caption"] == explorer.shown.beams[0].caption
     needs = np.array(explorer.view.needs[0]["needs"][1])[: len(explorer.shown.beams[0].words)]
     assert tall["need"] == pytest.approx(needs.max(axis=1).mean(), abs=0.01) and tall["cider"] >= 0

@@ -40,7 +40,7 @@ class AttentionView(anywidget.AnyWidget):
     start = List(Unicode()).tag(sync=True)  # the words that someone wants the captions to begin with
     size = Int(1).tag(sync=True)  # the beam size that someone wants
     rows: Any = List().tag(sync=True)  # clips in a table above it
-    open = Unicode("").tag(sync=True)  # the clip of that table that someone opened
+    opened = Unicode("").tag(sync=True)  # the clip of that table that someone opened
     message = Unicode("").tag(sync=True)
     controls = Bool(False).tag(sync=True)
 
@@ -68,7 +68,7 @@ class Explorer(widgets.VBox):
         self.clip.observe(self._on_clip, "value")
         self.upload.observe(self._on_upload, "value")
         self.view.observe(self._on_ask, ["hide", "start", "size"])
-        self.view.observe(self._on_clip, "open")
+        self.view.observe(self._on_clip, "opened")
         self.view.message = "upload a clip of yours, or give its path to show_file(path) in a cell"
         if ids:
             self.show_clip(ids[0])

@@ -48,6 +48,7 @@ function addTools(view) {
       await (item ? navigator.clipboard.write([item]) : navigator.clipboard.writeText(await blob.text()));
       say("copied");
     } catch {
+      if (self !== top && origin === "null") return say("not allowed inside another page: open this one by itself");
       const link = make("a", { href: URL.createObjectURL(blob), download: name });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -207,6 +208,7 @@ function clipView(root, read, open, options) {
     asked++;
     view.index = index;
     data = read(index);
+    view.size = data.beams.length;
     const other = size && size !== data.beams.length;
     view.show(data, data, { word, beam: Math.min(beam, data.beams.length - 1), needs: data.needs });
     if (open && (hidden.length || start.length || other)) {
@@ -225,14 +227,20 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
   let model = null, second = null, writing = 0, table = null;
   const start = open && (() => (model ??= open()));
   const [main, pair] = [make("div"), make("div", { className: "vc-pair" })];
-  const follow = (other) => ({ word }) => {
-    if (other() && other().word !== word && !follow.now) {
-      follow.now = true; // on one word slider, whichever moves
-      other().choose(word);
-      follow.now = false;
-    }
-    clearTimeout(writing);
-    writing = setTimeout(remember, 250);
+  let leading = false; // two views have one word slider: whichever moves, the other follows
+  const follow = (other) => {
+    let last = 0;
+    return ({ word }) => {
+      if (other() && word !== last && !leading) lead(() => other().choose(word));
+      last = word;
+      clearTimeout(writing);
+      writing = setTimeout(remember, 250);
+    };
+  };
+  const lead = (act) => {
+    leading = true;
+    act();
+    leading = false;
   };
   const view = clipView(main, read, start, { controls: true, moved: follow(() => second) });
   const select = (name, chosen, first = []) => make("select", { className: "vc-plain", ariaLabel: name }, ...first.map((textContent) => make("option", { value: -1, textContent })),
@@ -250,7 +258,7 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
 
   function remember() {
     const { hidden, start: words, size } = view.wanted;
-    const own = !hidden.length && !words.length && size === read(view.index).beams.length;
+    const own = !hidden.length && !words.length && size === view.size;
     writeState({ clip: names[view.index], word: view.word || "", beam: view.beam || "", mode: view.mode === "looked" ? "" : view.mode, left: view.window === 1 ? "" : view.window,
       hidden: hidden.join("."), start: words.join(" "), size: own ? "" : size, beside: second ? names[second.index] : "" });
   }
@@ -267,7 +275,7 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
     if (index < 0) {
       second?.close();
       pair.replaceChildren(main);
-      second = null;
+      second = view.modeMoved = null;
     } else if (!second) {
       const place = make("div");
       pair.append(place);
@@ -276,10 +284,12 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
       second.part.help.hidden = true;
     }
     if (!second) return remember();
-    second.setMode(view.mode, view.window);
-    second.open(index, { word: view.word });
+    lead(() => second.open(index, { word: view.word }));
+    view.modeMoved = () => alike(view, second);
+    second.modeMoved = () => alike(second, view);
+    view.modeMoved();
   }
-  view.modeMoved = () => second && (second.mode !== view.mode || second.window !== view.window) && second.setMode(view.mode, view.window);
+  const alike = (one, other) => other && (other.mode !== one.mode || other.window !== one.window) && other.setMode(one.mode, one.window);
   function apply() {
     const { clip, word, beam, mode = "looked", left, hidden = "", start: words = "", size, beside: title } = readState();
     view.setMode(mode, left);
@@ -320,7 +330,7 @@ function render({ model, el }) {
   };
   const list = () => {
     const rows = model.get("rows");
-    above.replaceChildren(...(rows.length ? [tableOf(rows, (i) => save({ open: rows[i].title }))] : []));
+    above.replaceChildren(...(rows.length ? [tableOf(rows, (i) => save({ opened: rows[i].title }))] : []));
   };
   const follow = {
     "change:clip": draw,

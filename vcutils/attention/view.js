@@ -186,17 +186,18 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   }
 
   /* Looked at and needed: two kinds of rows over the frames, drawn by the same code. */
+  const of = (node, name) => node.classList.contains(name) || (node.classList.remove("vc-hot", "vc-need", "vc-less"), node.classList.add(name));
   const LOOKED = {
     name: "Attention of every word to every frame", head: "looked at, in %", row: (i) => beam.weights[i],
-    paint: (node, weight) => (node.classList.add("vc-hot"), tone(node, scale(weight))),
+    paint: (node, weight) => (of(node, "vc-hot"), tone(node, scale(weight))),
     text: (weight) => percent(weight), number: (weight) => (weight >= 0.005 ? String(Math.round(100 * weight)) : ""),
   };
   const NEEDED = {
     name: "Need of every word for every frame", head: "needed, in nats",
     row: (i) => (i === view.word && instead >= 0 ? needs[view.beam].others.needs[view.window][i][instead] : needs[view.beam].needs[view.window][i]),
     paint(node, value) {
-      node.classList.add("vc-need");
-      node.classList.toggle("vc-less", value < 0);
+      of(node, "vc-need");
+      if (value < 0 !== node.classList.contains("vc-less")) node.classList.toggle("vc-less");
       return tone(node, Math.abs(needTone(value)));
     },
     text: (value) => `${nats(value)} nats`,
@@ -330,6 +331,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300].find((each) => end / each <= 8) ?? 600;
     const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, i) => at(make("span", { className: "vc-second", textContent: `${Number((i * step).toFixed(1))} s` }), i * step));
     const dots = times.map((time, frame) => at(make("i", { className: "vc-dot", ariaHidden: "true", title: when(frame), onclick: () => look(frame) }), time));
+    part.lane.style.setProperty("--vc-dot", `min(.8rem, ${80 / times.length}%)`);
     part.lane.replaceChildren(...(rows.length ? [quiet("What is true when (known for this corpus); the chosen word’s times are filled")] : []),
       ...bars, make("div", { className: "vc-lanerow vc-dots" }, ...dots), make("div", { className: "vc-axis" }, ...ticks));
   }
@@ -357,7 +359,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   /** The switch, and what the colours mean in the mode that it is in. */
   function drawMode() {
     const now = mode();
-    part.modes.hidden = !hasNeeds() && visible() < 2;
+    part.modes.hidden = !hasNeeds() && (!ask || visible() < 2);
     part.modes.replaceChildren(...Object.entries(MODES).map(([name, text]) => {
       const each = button("vc-mode", text, () => setMode(name));
       each.ariaPressed = String(name === now);
@@ -440,7 +442,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const frames = labels.length;
     const longest = Math.min(12, Math.max(5, ...beam.texts.map((text) => text.length)));
     part.heats.classList.toggle("vc-two", kinds().length > 1 && frames <= WIDE);
-    part.heats.style.setProperty("--vc-name", `${longest * 0.6 + 1.8}rem`);
+    part.heats.style.setProperty("--vc-name", `${longest * 0.6 + (mode() === "looked" ? 1.8 : 3)}rem`);
     part.heats.replaceChildren(...kinds().map(drawHeat));
     thin();
   }
@@ -477,7 +479,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   /** As many times over a heatmap as there is room for. */
   function thin() {
     for (const table of tables()) {
-      const every = Math.ceil(labels.length / Math.max(1, Math.floor((table.clientWidth * 0.75) / 46)));
+      const every = Math.ceil(labels.length / Math.max(1, Math.floor((table.clientWidth * 0.75) / 54)));
       table.querySelectorAll("thead th > span").forEach((label, i) => label.classList.toggle("vc-gone", i % every !== 0));
     }
   }
@@ -550,11 +552,8 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       tile.classList.toggle("vc-strongest", frame === strongest);
       const texts = rows.map(([kind, values]) => kind.text(values[frame]));
       const bands = tile.children[1];
-      if (bands.childElementCount !== rows.length) bands.replaceChildren(...rows.map(() => make("span")));
-      rows.forEach(([kind, values], i) => {
-        bands.children[i].className = "vc-band";
-        kind.paint(bands.children[i], values[frame]);
-      });
+      if (bands.childElementCount !== rows.length) bands.replaceChildren(...rows.map(() => make("span", { className: "vc-band" })));
+      rows.forEach(([kind, values], i) => kind.paint(bands.children[i], values[frame]));
       tile.lastChild.lastChild.textContent = off ? "hidden" : first === LOOKED ? (row[frame] < 0.005 ? "" : texts[0]) : Math.abs(row[frame]) < 0.05 ? "" : nats(row[frame]);
       tile.ariaLabel = `${named(frame)}, ${off ? "hidden" : rows.map(([kind], i) => `${texts[i]} ${kind === LOOKED ? "of the attention" : "of need"}`).join(", ")}`;
       item.classList.toggle("vc-off", off);
@@ -563,7 +562,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       eye.ariaLabel = eye.title = `${off ? "Show" : "Hide"} ${named(frame)}`;
     });
     for (const bar of part.lane.querySelectorAll(".vc-event")) bar.classList.toggle("vc-true", bar.event.words.includes(beam.texts[view.word]));
-    part.lane.querySelectorAll(".vc-dot").forEach((dot, frame) => first.paint((dot.classList.remove("vc-hot", "vc-need"), dot), row[frame]));
+    part.lane.querySelectorAll(".vc-dot").forEach((dot, frame) => first.paint(dot, row[frame]));
     root.classList.toggle("vc-busy", JSON.stringify(shown) !== JSON.stringify(view.wanted));
   }
 
