@@ -440,7 +440,7 @@ def test_looked_at_and_needed_stand_on_the_same_axes(show, make_view, needs_of, 
     colours = cells.evaluate_all(COLOURS)
     assert len(set(colours[:3])) == 3, "needed, in the way, and neither"
     page.keyboard.press("ArrowRight")
-    assert "It needs the frame at 1.3 s most: without it it is 20 times less likely" in page.inner_text(".vc-answer")
+    assert "It needs the frame at 1.3 s most: without it, it is 20 times less likely" in page.inner_text(".vc-answer")
     assert "It looks elsewhere than it needs." in page.inner_text(".vc-answer")
     assert page.locator(".vc-heat tr[aria-current]").count() == 2
     page.screenshot(path=screenshots / "page-both.png", full_page=True)
