@@ -97,13 +97,15 @@ print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.su
 #
 # - **Look**: click a word, press play or drag the slider. The brighter a frame, the larger its attention weight for
 #   this word. Click its picture to enlarge it.
+# - **Needed**: switch from "looked at" to "both". Beside the attention it shows how much less likely a word becomes
+#   without each frame. A word marked ∅ needs no single frame.
 # - **Test**: hide frames by the button on each, or hide a span of them. The model describes the clip again without
-#   them.
+#   them. Or choose another of the likeliest words: the caption goes on from it.
 # - **Choose**: another clip, another caption that the beam search found, or a clip of your own. This model knows its own
 #   corpus only. For real clips, open the captioner that comes with `vcutils`, `explore(open_run())` in a new cell, and
 #   upload yours there.
 #
-# Looking works everywhere. Hiding frames and choosing a clip need the model, so they need a running notebook.
+# Looking works everywhere. Hiding frames, other words and choosing a clip need the model, so they need a running notebook.
 
 # %%
 explorer = explore(run, video_id)
@@ -385,6 +387,32 @@ else:
 # On the sample these frames cost more than random ones. But most captions also change without as many random frames: a
 # caption needs more frames than the bright ones. So the bars show where the model read most, not all that it needed.
 #
+# ## Looked at, and needed
+#
+# - A weight says where the model looked. What did the word *need*? Take one frame away and see how much less likely the
+#   word becomes. We do so for every frame: T + 1 teacher-forced passes in one batch.
+# - The *need* of a word for a frame is the difference of the log-probabilities, with all frames and without this one, in
+#   nats. 0.7 nats: without the frame, the word is half as likely. Negative: it is more likely without it.
+#
+# **Predict** Is the frame that a word looks at most also the one that it needs most?
+
+# %%
+if T > 1:
+    clip = run.data.store[video_id]  # (T, D)
+    versions = [clip] + [np.delete(clip, t, axis=0) for t in range(T)]
+    log_probs, _ = checks.teacher_forced(run.model, run.vocabulary, versions, hypothesis.words)  # (T + 1, L)
+    needed = (log_probs[0] - log_probs[1:]).T  # (L, T) nats
+    (of_caption,) = measures.need(run.model, run.vocabulary, clip, [hypothesis.words])
+    assert np.allclose(needed, of_caption.need, atol=1e-3)
+    for said, weights, nats in zip(hypothesis.words, hypothesis.attention, needed, strict=True):
+        most = f"needs frame {nats.argmax() + 1:>2} most ({nats.max():+.2f} nats)"
+        print(f"{said:<14} looks most at frame {weights.argmax() + 1:>2}, {most}")
+
+# %% [markdown]
+# Many words need no single frame: without any one of them they stay as likely. That has three reasons, and need alone
+# cannot tell them apart. The neighbours show the same. The word follows from the words before it. Or the model says it
+# out of habit, and no frame supports it.
+#
 # ## Does the word point at the right frames?
 #
 # - Some corpora know when each thing is to be seen: `events.json` holds words with their interval [start, end) in
@@ -456,6 +484,7 @@ if pointed is not None:
 #   references a caption has, where rare words count more.
 # - **splices**: two clips joined end to end. Each one's caption, teacher forced, should be read from its own half. This
 #   needs no `events.json`.
+# - **looked at and needed**: the rank correlation between a word's attention and its need over the frames.
 # - **seed agreement**: the correlation between the rows of two trainings with different random starts, for the same
 #   words.
 #
@@ -516,6 +545,8 @@ else:
 # - **Deletion** is the check of *cause*: positive means that a word's strongest frames matter more to it than others.
 #   (Brackets: 95 % interval, whole clips resampled.) Its limit: frames resemble their neighbours, so what is hidden in
 #   one frame may be visible in the next.
+# - **Looked at and needed** is the same question frame by frame. Near 0, the order of the weights says little about which
+#   single frame the word would miss; few words miss one at all. A weight is then no measure of need.
 # - **Uniform attention** and **frames shuffled** show what the captions lose without the choice of frames or without
 #   their order. Where they lose little, the attention does little, whatever the pictures look like.
 # - **Seed agreement**: if two seeds attend differently, attention reflects the random start, not the clip. (It needs a
@@ -545,8 +576,8 @@ print(f"runs/{out.parent.name}/{out.name}: {len(test)} attention files, {names}"
 # ## Recap
 #
 # - One row of weights per word, computed before the word is said; `<end>` has a row of its own, kept apart.
-# - A large weight says where the decoder read. Pointing asks whether that is the right place, deletion whether it
-#   mattered.
+# - A large weight says where the decoder read. Pointing asks whether that is the right place, need what a single frame is
+#   worth to the word, deletion whether the brightest frames mattered.
 # - Attention is measured against the truth, against chance, against random frames and against another training.
 #
 # ## Exercises

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vcutils.attention import checks as trust
+from vcutils.attention.measures import need
 from vcutils.config import UserError
 from vcutils.decode import Hypothesis
 from vcutils.runtime.checkpoints import run_config
@@ -93,6 +94,40 @@ def test_deletion_tells_attention_that_matters_from_attention_that_does_not(toy_
     assert 0 < drop.random < max(drop.attended, drop.least), "chance hits the frame that matters now and then"
 
 
+def test_need_is_what_a_pass_without_the_frame_loses(toy_run, captions):
+    run = toy_run()
+    video_id, hypothesis = next((i, h) for i, h in captions(run).items() if len(run.data.store[i]) > 3)
+    features, words = run.data.store[video_id], [*hypothesis.words, "<end>"]
+    for window, gap in ((1, [2]), (2, [2, 3]), (3, [1, 2, 3])):
+        (result, short) = need(run.model, run.vocabulary, features, [words, words[:1]], window)
+        versions = [features, np.delete(features, gap, axis=0)]
+        log_probs, _ = trust.teacher_forced(run.model, run.vocabulary, versions, words)
+        np.testing.assert_allclose(result.need[:, 2], log_probs[0] - log_probs[1], atol=1e-4)
+        np.testing.assert_allclose(short.need, result.need[:1], atol=1e-4)
+        for row, others, probabilities, needs in zip(words, *result[1:], strict=True):
+            assert list(probabilities) == sorted(probabilities, reverse=True) and len(set(others)) == 5
+            if row in others:
+                at = others.index(row)
+                np.testing.assert_allclose(needs[at], result.need[words.index(row)], atol=1e-4)
+        assert "<end>" not in result.others[0], "no caption is empty"
+    with pytest.raises(ValueError, match="cannot do without"):
+        need(run.model, run.vocabulary, features[:3], [words], 3)
+
+
+@pytest.mark.parametrize("looks_at, sign", [(2, 1), (4, -1)])
+def test_table_tells_attention_that_is_needed_from_attention_that_is_not(toy_data, vocabulary, looks_at, sign):
+    features = np.arange(48, dtype=np.float32).reshape(6, 8)
+    run = reader_run(features[2, 0], dataclasses.replace(toy_data, store={"c03": features}), vocabulary)
+    attention = np.linspace(0.3, 0.1, 6)[None].astype(np.float32)
+    attention[0, looks_at], attention[0, 6 - looks_at] = 0.6, 0.0
+    hypothesis = Hypothesis([vocabulary.words[4]], -1.0, -1.0, np.array([-1.0]), attention, None)
+    ((_, correlation, largest),) = trust.looked_and_needed(run, {"c03": hypothesis})
+    assert np.sign(correlation) == sign and largest > 1
+    assert trust._looked_and_needed(run, {"c03": hypothesis})[1].startswith("+-"[sign < 0])
+    flat = dataclasses.replace(hypothesis, attention=np.full((1, 6), 1 / 6, np.float32))
+    assert trust._looked_and_needed(run, {"c03": flat})[1] == "–"
+
+
 def test_deletion_hides_a_share_and_never_everything(toy_run, captions, monkeypatch):
     run, lengths = toy_run(), []
     inner = trust.teacher_forced
@@ -138,7 +173,7 @@ def test_table_names_every_check_and_what_is_missing(toy_run, tmp_path):
     rows = {row["check"]: row for row in trust.check(run)}
     assert list(rows) == [
         "sums", "pointing", "splices, all words", "splices, content words",
-        "deletion against random", "deletion against least attended",
+        "deletion against random", "deletion against least attended", "looked at and needed",
         "uniform attention", "frames shuffled", "seed agreement", "entropy",
     ]  # fmt: skip
     assert rows["pointing"]["result"] == rows["seed agreement"]["result"] == "–"

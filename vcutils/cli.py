@@ -236,13 +236,18 @@ def explore(
     out: Annotated[Path, arg(help="the page to write")] = Path("explorer.html"),
     check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
     split: SplitArg = "test",
+    beside: Annotated[Path | None, arg(metavar="RUN", help="a second run, to be shown beside the first")] = None,
+    model: Annotated[bool, arg(help="the page carries the model (not with --beside), to hide frames in it")] = True,
     beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Write one self-contained page that shows what the model looked at; CLIP is any video file, or an id of RUN's."""
+    """Write one self-contained page that shows what the model looked at; CLIP is any video file, or an id of RUN's.
+
+    Without a CLIP the page holds all of the split.
+    """
     run, clips = _run_before_clips(run, clips)
-    if not (run if check else clips):
-        raise UserError("explore: name at least one clip, or a run with --check")
+    if not (run if check else clips or (run and run.is_dir())):
+        raise UserError("explore: name at least one clip, a run for all of its split, or a run with --check")
     opened, decode = _run(run, beam)
     if check:
         from vcutils.attention import checks
@@ -252,7 +257,8 @@ def explore(
         return _print({"split": split, "checks": rows}, as_json, short=short)
     from vcutils.attention.page import page_for
 
-    problems = page_for(opened, [str(clip) for clip in clips], out, decode)
+    chosen = [str(clip) for clip in clips] or opened.data.splits[split]
+    problems = page_for(opened, chosen, out, decode, _run(beside, beam)[0] if beside else None, model)
     return _print({"page": str(out), "problems": problems}, as_json, failed=problems)
 
 

@@ -15,7 +15,8 @@ import torch
 from ipywidgets.widgets import widget as ipywidget
 from traitlets import Bunch
 
-from vcutils.attention.explorer import Explorer
+from vcutils.attention.explorer import Explorer, side_by_side
+from vcutils.attention.measures import teacher_forced
 from vcutils.attention.page import caption_content, clip_content, corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig, ModelConfig, UserError
 from vcutils.corpora import open_corpus
@@ -117,7 +118,80 @@ def test_what_belongs_together_arrives_together(run):
     explorer.show_clip("tall")
     explorer.hide_frames({1})
     sent = [set(call.kwargs["data"]["state"]) for call in comm.send.call_args_list]
-    assert sent == [{"clip", "captions"}, {"captions", "hide"}], "and pictures are sent once"
+    assert sent == [
+        {"clip", "captions", "needs"},  # none: the last clip's belong to other words
+        {"needs"},
+        {"captions", "hide", "needs"},
+        {"needs"},
+    ], "and pictures are sent once, needs when they are there"
+
+
+def test_what_the_view_asks_for_is_said_from_there_on(run):
+    decode = DecodeConfig(beam_size=2, max_length=6)
+    explorer = Explorer(run, "wide", decode)
+    view = explorer.view
+    own = view.captions["beams"][0]["words"]
+    other = next(word for word in view.needs[0]["others"]["words"][1] if word not in (own[1], "<end>"))
+    view.set_state({"start": [own[0], other], "size": 3, "hide": [2]})
+    beams = view.captions["beams"]
+    assert len(beams) == 3 and all(beam["words"][:2] == [own[0], other] for beam in beams)
+    assert (view.captions["start"], view.captions["hidden"], view.captions["before"]["words"]) == (
+        [own[0], other],
+        [2],
+        own,
+    )
+    best, visible = explorer.shown.beams[0], [0, 1, 3, 4, 5]
+    features = run.data.store["wide"][visible]
+    words = [*best.words, *["<end>"] * (best.end_attention is not None)]
+    (log_probs,), _ = teacher_forced(run.model, run.vocabulary, [features], words)
+    assert best.log_prob == pytest.approx(log_probs.sum(), abs=1e-4), "given words keep their own probability"
+    np.testing.assert_allclose(best.word_log_probs, log_probs[: len(best.words)], atol=1e-4)
+    view.set_state({"start": ["no-such-word"], "size": 99})
+    assert "no caption can begin with “no-such-word”" in view.message
+    assert (view.start, view.size, view.hide) == ([own[0], other], 3, [2]), "what is shown stays"
+    view.set_state({"start": [], "size": 99, "hide": []})
+    assert len(view.captions["beams"]) == view.size == 10 and view.captions["before"] is None
+
+
+def test_need_and_the_likeliest_words_come_with_every_caption(run):
+    explorer = Explorer(run, "wide", DecodeConfig(beam_size=3, max_length=6))
+    explorer.hide_frames({1})
+    needs, beams = explorer.view.needs, explorer.view.captions["beams"]
+    assert len(needs) == len(beams)
+    for n, (of_beam, beam) in enumerate(zip(needs, beams, strict=True)):
+        rows = len(beam["weights"])
+        assert np.shape(of_beam["needs"][1]) == np.shape(of_beam["needs"][3]) == (rows, 6)
+        assert all(row[1] == 0 for row in of_beam["needs"][1]), "the model never saw the hidden frame"
+        assert np.shape(of_beam["others"]["words"]) == np.shape(of_beam["others"]["probabilities"]) == (rows, 5)
+        assert ("needs" in of_beam["others"]) == (n == 0)
+        assert not {"<pad>", "<start>", "<unk>"} & {word for row in of_beam["others"]["words"] for word in row}
+        likely = of_beam["others"]["words"], of_beam["others"]["probabilities"]
+        for word, p, others, of_others in zip(beam["words"], beam["probabilities"], *likely, strict=False):
+            if word in others:
+                assert of_others[others.index(word)] == pytest.approx(p, abs=2e-4)
+    explorer.show_clip("one")
+    assert explorer.view.needs == [], "of one frame nothing can be left out"
+
+
+def test_a_splits_clips_are_listed_and_opened(run):
+    explorer = Explorer(run, "wide", DecodeConfig(beam_size=2, max_length=6))
+    explorer.list_clips("test")
+    one, tall = explorer.view.rows
+    assert (one["title"], tall["title"], one["need"]) == ("one", "tall", None)
+    explorer.view.opened = "tall"
+    assert explorer.shown.title == "tall" and tall["caption"] == explorer.shown.beams[0].caption
+    needs = np.array(explorer.view.needs[0]["needs"][1])[: len(explorer.shown.beams[0].words)]
+    assert tall["need"] == pytest.approx(needs.max(axis=1).mean(), abs=0.01) and tall["cider"] >= 0
+    assert 0 <= tall["spread"] <= 1
+
+
+def test_two_runs_stand_beside_each_other(run, tmp_path):
+    other = dataclasses.replace(run, folder=run.folder.with_name("twin"))
+    assert page_for(run, ["wide", "tall"], tmp_path / "page.html", DecodeConfig(max_length=6), other) == []
+    titles = '["wide \\u00b7 odd","wide \\u00b7 twin","tall \\u00b7 odd","tall \\u00b7 twin"]'
+    assert titles in (tmp_path / "page.html").read_text("utf-8")
+    one, two = (Explorer(run, i, DecodeConfig(max_length=6)) for i in ("wide", "tall"))
+    assert side_by_side(one, two).children == (one, two)
 
 
 def test_recaptioning_leaves_no_widgets_behind(run):

@@ -7,25 +7,34 @@ them can show, and what it cannot.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from math import e
+from math import e, log
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from vcutils.attention.measures import Grounding, entropy, ground, grounding_table, read_events
+from vcutils.attention.measures import (
+    Grounding,
+    entropy,
+    ground,
+    grounding_table,
+    need,
+    rank_correlation,
+    read_events,
+    teacher_forced,
+)
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import CaptionData, CaptionDataset, make_loader, pad_frames
+from vcutils.dataset import CaptionData, CaptionDataset, make_loader
 from vcutils.decode import Hypothesis, captions_of
 from vcutils.model import CaptionModel
 from vcutils.runtime.splices import splice
 from vcutils.scores.coco import References
 from vcutils.scores.compare import mean_with_interval
 from vcutils.scores.runs import Run, sister_runs
-from vcutils.vocab import END, PAD, START, UNK, Vocabulary, tokenize
+from vcutils.vocab import END, PAD, UNK, tokenize
 
 Hypotheses = Mapping[str, Hypothesis]  # by video id
 Row = tuple[str, str, str, str]  # check, result, chance or reference, how to read it
@@ -44,6 +53,7 @@ def check(run: Run, split: str = "test", decode: DecodeConfig | None = None) -> 
         *_pointing(run, hypotheses),
         *_splices(run, split),
         *_deletion(run, hypotheses),
+        _looked_and_needed(run, hypotheses),
         *_ablations(run, hypotheses, decode),
         _seed_agreement(run, hypotheses),
         ("entropy", f"{spread:.2f}", "1", "share of the maximum: 1 would be all frames alike"),
@@ -71,21 +81,6 @@ def _pointing(run: Run, hypotheses: Hypotheses) -> list[Row]:
         reads = f"strongest frame, and attention, inside the true time ({row['words']} words{whose})"
         rows.append((f"pointing, {row['kind']} words", result, f"{row['chance']:.2f}", reads))
     return rows
-
-
-@torch.inference_mode()
-def teacher_forced(
-    model: CaptionModel, vocabulary: Vocabulary, features: Sequence[np.ndarray], words: Sequence[str]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Log-probabilities (n, L) and attention (L, T_n) of the same words for n versions of a clip (T_n, D)."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([vocabulary.index.get(word, UNK) for word in words], device=device).expand(len(features), -1)
-    inputs = torch.cat([torch.full_like(ids[:, :1], START), ids[:, :-1]], dim=1)  # (n, L)
-    padded, mask = pad_frames(features)
-    logits, weights = model(padded.to(device), mask.to(device), inputs[:, None])  # (n, 1, L, V), (n, 1, L, T)
-    log_probs = logits[:, 0].float().log_softmax(dim=-1).gather(2, ids[:, :, None])[:, :, 0]
-    rows = weights[:, 0].float().cpu().numpy()
-    return log_probs.cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
 
 
 @torch.inference_mode()
@@ -185,6 +180,36 @@ def _deletion(run: Run, hypotheses: Hypotheses) -> list[Row]:
         reads = f"hiding a word's frames costs it this much more than hiding {name} ones ({len(drops)} words)"
         rows.append((f"deletion against {name}", f"{mean:+.2f} nats [{low:+.2f}, {high:+.2f}]", "0", reads))
     return rows
+
+
+def looked_and_needed(run: Run, hypotheses: Hypotheses) -> list[tuple[str, float, float]]:
+    """For every word (video id, rank correlation of its attention with its need over the frames, largest need in nats).
+
+    Left out are rows without contrast (uniform attention) and clips of fewer than three frames.
+    """
+    rows = []
+    for video_id, hypothesis in hypotheses.items():
+        features = run.data.store[video_id]
+        if len(features) < 3:
+            continue
+        (needed,) = need(run.model, run.vocabulary, features, [hypothesis.words])
+        for looked, of_word in zip(hypothesis.attention, needed.need, strict=True):
+            if looked.std() > 1e-6 and of_word.std() > 1e-6:
+                rows.append((video_id, rank_correlation(looked, of_word), float(of_word.max())))
+    return rows
+
+
+def _looked_and_needed(run: Run, hypotheses: Hypotheses) -> Row:
+    rows = looked_and_needed(run, hypotheses)
+    if not rows:
+        return "looked at and needed", "–", "", "needs attention that chooses among three frames or more"
+    clips, correlations, largest = zip(*rows, strict=True)
+    mean, low, high = mean_with_interval(correlations, clips)
+    half = sum(value > log(2) for value in largest) / len(largest)
+    reads = (
+        f"rank correlation of attention and need ({len(rows)} words; {half:.0%} are half as likely without some frame)"
+    )
+    return "looked at and needed", f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", "0", reads
 
 
 def _ablations(run: Run, hypotheses: Hypotheses, decode: DecodeConfig) -> list[Row]:

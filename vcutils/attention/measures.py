@@ -1,14 +1,22 @@
-"""Which frames the model looked at for each word: measures of attention (`checks` tells how far to trust them)."""
+"""Which frames the model looked at for each word, and which it needed (`checks` tells how far to trust them)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vcutils.config import UserError
-from vcutils.decode import Hypothesis
+from vcutils.dataset import pad_frames
+from vcutils.decode import NEVER, Hypothesis
+from vcutils.model import CaptionModel
 from vcutils.runtime.files import read_json, reading
+from vcutils.vocab import END, START, UNK, Vocabulary
+
+WORD_END = "<end>"  # the word at which a caption ends
+ALTERNATIVES = 5
 
 
 class WordView(NamedTuple):
@@ -43,6 +51,79 @@ def entropy(weights: np.ndarray) -> np.ndarray:
     """Entropy of attention rows (..., T) as a share of its maximum log T; 0 for a clip of one frame."""
     safe = np.where(weights > 0, weights, 1.0)
     return np.abs((weights * np.log(safe)).sum(axis=-1)) / np.log(max(2, weights.shape[-1]))
+
+
+@torch.inference_mode()
+def _forced(
+    model: CaptionModel, vocabulary: Vocabulary, features: Sequence[np.ndarray], captions: Sequence[Sequence[str]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Word ids (K, L), log-probabilities (n, K, L, V), attention (n, K, L, T): K captions, n versions of a clip."""
+    device, longest = next(model.parameters()).device, max(map(len, captions))
+    ids = torch.full((len(captions), longest), END, device=device)
+    for row, words in zip(ids, captions, strict=True):
+        row[: len(words)] = torch.tensor([vocabulary.index.get(word, UNK) for word in words], device=device)
+    inputs = torch.cat([torch.full_like(ids[:, :1], START), ids[:, :-1]], dim=1)  # (K, L)
+    padded, mask = pad_frames(features)
+    logits, weights = model(padded.to(device), mask.to(device), inputs.expand(len(features), -1, -1))
+    return ids, logits.float().log_softmax(dim=-1), weights.float()
+
+
+def teacher_forced(
+    model: CaptionModel, vocabulary: Vocabulary, features: Sequence[np.ndarray], words: Sequence[str]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Log-probabilities (n, L) and attention (L, T_n) of the same words for n versions of a clip (T_n, D)."""
+    ids, log_probs, weights = _forced(model, vocabulary, features, [words])
+    of_words = log_probs[:, 0].gather(2, ids[0, :, None].expand(len(features), -1, -1))[:, :, 0]
+    rows = weights[:, 0].cpu().numpy()
+    return of_words.cpu().numpy(), [row[:, : len(f)] for row, f in zip(rows, features, strict=True)]
+
+
+class Need(NamedTuple):
+    """What single frames are worth to the L words of a caption, and what else might have been said at each place."""
+
+    need: np.ndarray  # (L, T) nats: how much less likely each word is without the frame; negative: more likely
+    others: list[list[str]]  # (L, 5) the likeliest words at each place, best first, after the words before it
+    probabilities: np.ndarray  # (L, 5)
+    needs: np.ndarray  # (L, 5, T) what the frames are worth to these
+
+
+@torch.inference_mode()
+def need(
+    model: CaptionModel,
+    vocabulary: Vocabulary,
+    features: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    window: int = 1,
+) -> list[Need]:
+    """The need of each caption's words for the frames of a clip (T, D), from T + 1 teacher-forced passes in one batch.
+
+    A frame is taken out before the encoder, and with it its neighbours: `window` frames in all, fewer at the clip's
+    ends. `<end>` may be a caption's last word. Raises ValueError when no frame would be left.
+    """
+    count, back = len(features), (window - 1) // 2
+    if not 1 <= window < count:
+        raise ValueError(f"a clip of {count} frames cannot do without {window} of them")
+    gaps = [range(max(0, t - back), min(count, t - back + window)) for t in range(count)]
+    versions = [features, *(np.delete(features, list(gap), axis=0) for gap in gaps)]
+    ids, log_probs, _ = _forced(model, vocabulary, versions, captions)
+    never = torch.zeros_like(log_probs[0])
+    never[:, :, NEVER] = never[:, 0, END] = float("-inf")
+    top = (log_probs[0] + never).topk(min(ALTERNATIVES, log_probs.shape[-1] - len(NEVER) - 1), dim=-1)  # (K, L, 5)
+    wanted = torch.cat([ids[:, :, None], top.indices], dim=-1)  # (K, L, 1 + 5)
+    of_wanted = log_probs.gather(3, wanted.expand(len(versions), -1, -1, -1))
+    needs = (of_wanted[0] - of_wanted[1:]).permute(1, 2, 3, 0).cpu().numpy()  # (K, L, 1 + 5, T)
+    result = []
+    for k, words in enumerate(captions):
+        rows = slice(len(words))
+        others = [[vocabulary.words[i] for i in place] for place in top.indices[k, rows].tolist()]
+        result.append(Need(needs[k, rows, 0], others, top.values[k, rows].exp().cpu().numpy(), needs[k, rows, 1:]))
+    return result
+
+
+def rank_correlation(row: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation of two rows (T,); equal values share the mean of their ranks."""
+    ranks = [(r[:, None] > r).sum(axis=1) + (r[:, None] == r).sum(axis=1) / 2 for r in (row, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def attention_dict(hypothesis: Hypothesis, timestamps: Sequence[float]) -> dict[str, Any]:

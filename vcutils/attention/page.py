@@ -2,7 +2,8 @@
 
 What `clip_content` and `caption_content` make of a view is all that view.js draws from, in the page and in a notebook.
 The page needs no network, no kernel and no other file. Captions, ids and file names reach it only as JSON, and its
-script shows them only as text; its Content-Security-Policy allows that one script and data: pictures.
+script shows them only as text; its Content-Security-Policy allows that one script, data: pictures and, with the model,
+a worker of the script's own making.
 """
 
 import base64
@@ -10,7 +11,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,17 +23,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vcutils.attention.measures import check_alignment
+from vcutils.attention.embed import feature_content, model_content, rounded
+from vcutils.attention.measures import WORD_END, check_alignment, entropy, need, read_events
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate
 from vcutils.features import clip_features
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import frames_at
 from vcutils.runtime.files import sweep, write_text
+from vcutils.scores.coco import References
 from vcutils.scores.runs import Run
+from vcutils.vocab import PAD, UNK
 
 HEIGHT = 270  # pixels of the frames that are kept for showing
-PICTURE_CHARACTERS = 1_250_000  # base64 of one clip's pictures; with captions and weights a clip stays under 1.5 MB
+PICTURE_CHARACTERS = 1_000_000  # base64 of a page's pictures, shared among its clips …
+CLIP_CHARACTERS = 40_000  # … who get no less than this each
+WINDOWS = (1, 3)  # frames that are taken out together to see what they are worth
 SIZES = ((480, 82), (400, 78), (320, 74), (240, 66), (160, 50), (96, 40))  # (longer side in pixels, JPEG quality)
 
 
@@ -46,7 +53,12 @@ class View:
     references: Sequence[str] = ()  # human captions
     timed: bool = True  # False: no times are known, `timestamps` only count the frames
     hidden: frozenset[int] = frozenset()  # frames that the model was not shown
-    before: Hypothesis | None = None  # the best caption with all frames, where some are hidden
+    start: tuple[str, ...] = ()  # words that someone else chose; the captions go on from them
+    before: Hypothesis | None = None  # the best caption of the model's own with all frames, where this is another
+    needs: Sequence[dict[str, Any]] = ()  # of each beam, JSON-ready: see `with_needs`
+    events: Sequence[dict[str, Any]] = ()  # what is true when, as in events.json
+    cider: float | None = None  # of the best caption
+    features: dict[str, Any] | None = None  # for a page that carries the model: what captioner.js reads of a clip
     note: str = ""  # what the viewer should know about this clip
 
 
@@ -62,7 +74,10 @@ def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
         images, problem = None, str(error)
     references, timed = run.data.captions.get(video_id, ()), "timestamps" in run.manifest.get(video_id, {})
     note, times = "" if images else f"No pictures: {problem}", run.timestamps(video_id)
-    return View(video_id, times, images=images, references=references, timed=timed, note=note), features
+    path = run.data.root / "events.json"
+    events = read_events(path).get(video_id, {"events": ()})["events"] if timed and path.is_file() else ()
+    view = View(video_id, times, images=images, references=references, timed=timed, note=note, events=events)
+    return view, features
 
 
 def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Tensor]:
@@ -74,88 +89,225 @@ def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Ten
     return View(title or path.name, frames.timestamps, images=frames_at(path, frames.indices, HEIGHT)), features
 
 
-def with_captions(run: Run, view: View, features: Tensor, decode: DecodeConfig, hidden: Collection[int] = ()) -> View:
-    """The view with captions for features (T, D); the model never receives the `hidden` frames, at least one is left.
+def with_captions(
+    run: Run,
+    view: View,
+    features: Tensor,
+    decode: DecodeConfig,
+    hidden: Collection[int] = (),
+    start: Sequence[str] = (),
+) -> View:
+    """The view with captions for features (T, D) that begin with the words of `start`, those of someone else.
 
-    Attention rows still cover all T frames, with 0 at the hidden ones.
+    The model never receives the `hidden` frames, at least one is left. Attention rows still cover all T frames, with 0
+    at the hidden ones. Raises UserError when no caption can begin so.
     """
     visible = [i for i in range(len(features)) if i not in hidden]
     mask = torch.ones(1, len(visible), dtype=torch.bool)
+    model: Any = _Begun(run, start) if start else run.model
+    with _one_thread():
+        try:
+            beams = generate(model, run.vocabulary, features[visible][None], mask, decode)[0]
+        except UserError as error:
+            raise UserError(f"no caption can begin with “{' '.join(start)}”") if start else error from error
+    for beam in beams:
+        beam.attention = _over_all(beam.attention, hidden)
+        if beam.end_attention is not None:
+            beam.end_attention = _over_all(beam.end_attention, hidden)
+    before = view.beams[0] if (hidden or start) and view.beams else None
+    return replace(view, beams=beams, hidden=frozenset(hidden), start=tuple(start), before=before, needs=())
+
+
+class _Begun:
+    """A model whose captions begin with given words.
+
+    At each of their places the given word keeps its probability, and <pad>, which is never said, gets all the rest.
+    """
+
+    def __init__(self, run: Run, words: Sequence[str]) -> None:
+        self.model, self.decoder, self.start = run.model, self, run.model.decoder.start
+        self.given = iter([run.vocabulary.index.get(word, UNK) for word in words])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def step(self, *inputs: Any) -> tuple[Any, Tensor, Tensor]:
+        """As `Decoder.step`."""
+        state, logits, weights = self.model.decoder.step(*inputs)
+        if (word := next(self.given, None)) is not None:
+            log_probs = logits.float().log_softmax(dim=-1)[..., word]
+            logits = torch.full_like(logits, float("-inf"), dtype=torch.float32)
+            logits[..., word], logits[..., PAD] = log_probs, torch.log1p(-log_probs.exp())
+        return state, logits, weights
+
+
+def _over_all(rows: np.ndarray, hidden: Collection[int]) -> np.ndarray:
+    """Rows (..., visible frames) as rows over all frames, with 0 at the hidden ones."""
+    gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
+    return np.insert(rows, gaps, 0, axis=-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one clip is too little work to share: threads that wait turn 0.1 s into 6
     try:
-        beams = generate(run.model, run.vocabulary, features[visible][None], mask, decode)[0]
+        yield
     finally:
         torch.set_num_threads(threads)
-    gaps = [frame - n for n, frame in enumerate(sorted(hidden))]  # where, among the visible, each hidden frame belongs
-    for beam in beams:
-        beam.attention = np.insert(beam.attention, gaps, 0, axis=-1)
-        if beam.end_attention is not None:
-            beam.end_attention = np.insert(beam.end_attention, gaps, 0)
-    before = view.beams[0] if hidden and view.beams else None
-    return replace(view, beams=beams, hidden=frozenset(hidden), before=before)
 
 
-def page_for(run: Run, clips: Sequence[str | Path], out: Path | str, decode: DecodeConfig) -> list[str]:
+def with_needs(run: Run, view: View, features: Tensor) -> View:
+    """The view with the need of its captions' words (`measures.need`) and the words that were likely in their places.
+
+    None for a clip of one visible frame. What frames are worth to those other words comes for the best caption alone.
+    """
+    shown = features[[i for i in range(len(features)) if i not in view.hidden]].numpy()
+    captions = [[*beam.words, *[WORD_END] * (beam.end_attention is not None)] for beam in view.beams]
+
+    def nats(rows: np.ndarray) -> list:
+        return (_over_all(rows, view.hidden).astype(float).round(2) + 0.0).tolist()  # + 0.0: no "-0.0"
+
+    with _one_thread():
+        windows = {w: need(run.model, run.vocabulary, shown, captions, w) for w in WINDOWS if w < len(shown)}
+    needs = []
+    for k in range(len(captions) if windows else 0):
+        one = windows[WINDOWS[0]][k]
+        others = {"words": one.others, "probabilities": one.probabilities.astype(float).round(4).tolist()}
+        if k == 0:
+            others["needs"] = {w: nats(of_window[0].needs) for w, of_window in windows.items()}
+        needs.append({"needs": {w: nats(of_window[k].need) for w, of_window in windows.items()}, "others": others})
+    return replace(view, needs=needs)
+
+
+def page_for(
+    run: Run,
+    clips: Sequence[str | Path],
+    out: Path | str,
+    decode: DecodeConfig,
+    beside: Run | None = None,
+    model: bool = True,
+) -> list[str]:
     """Write one page of clips, each an id of the run's corpus or the path of any video file; an id goes first.
 
+    `beside` is another run, whose captions of the same clips stand beside those of the first. With `model`, and no run
+    beside it, the page carries the captioner: all it shows is then what the weights say once rounded to float16.
     Returns a line for every clip that had to be left out. Raises UserError, and writes nothing, when that is all.
     """
-    views, problems = [], []
+    views: list[View] = []
+    problems = []
+    model = model and beside is None
+    run = replace(run, model=rounded(run.model)) if model else run
     for clip in map(str, clips):
         try:
             if clip not in run.data.store.ids and not os.path.exists(clip):
                 raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
             opened = corpus_clip(run, clip) if clip in run.data.store.ids else file_clip(run, Path(clip))
-            views.append(with_captions(run, *opened, decode))
+            if model:
+                features = opened[1].half().float()
+                opened = replace(opened[0], features=feature_content(features)), features
+            for each in filter(None, (run, beside)):
+                view = with_needs(each, with_captions(each, *opened, decode), opened[1])
+                views.append(replace(view, title=f"{view.title} · {each.folder.name}" if beside else view.title))
         except UserError as error:
             problems.append(str(error))
     if not views:
         raise UserError("\n".join(["no page written: none of the clips can be shown", *problems]))
-    save_page(out, views)
+    save_page(out, with_ciders(run, views), model_content(run.model, run.vocabulary, decode) if model else None)
     return problems
 
 
-def save_page(path: Path | str, views: Sequence[View]) -> Path:
-    """Write `page_html` of the views to a file, whole or not at all. Raises its ValueError."""
-    page = page_html(views)
+def with_ciders(run: Run, views: Sequence[View]) -> list[View]:
+    """The views with their best captions' CIDEr among the clips of their splits; None for clips without references."""
+    ids = [view.title.partition(" · ")[0] for view in views]
+    splits = [split for split in run.data.splits.values() if not set(ids).isdisjoint(split)]
+    if not splits:
+        return list(views)
+    scorer = References({i: list(run.data.captions[i]) for split in splits for i in split})
+    known = [n for n, i in enumerate(ids) if i in scorer.texts]
+    values = dict(zip(known, scorer.cider([(ids[n], views[n].beams[0].caption) for n in known]), strict=True))
+    return [replace(view, cider=values.get(n)) for n, view in enumerate(views)]
+
+
+def table_row(title: str, best: Hypothesis, needs: Any, cider: float | None) -> dict[str, Any]:
+    """A clip in the table of clips: caption, CIDEr, mean spread, mean over the words of their largest need (L, T)."""
+    largest = None if needs is None else round(float(np.max(needs, axis=1).mean()), 3)
+    spread = round(float(entropy(best.attention).mean()), 3)
+    return {"title": title, "caption": best.caption, "cider": cider, "spread": spread, "need": largest}
+
+
+def save_page(path: Path | str, views: Sequence[View], model: dict[str, Any] | None = None) -> Path:
+    """Write `page_html` to a file, whole or not at all. Raises its ValueError."""
+    page = page_html(views, model)
     sweep(Path(path).parent, f".lock-.tmp-*{Path(path).suffix}")
     write_text(Path(path), page)
     return Path(path)
 
 
-def page_html(views: Sequence[View]) -> str:
+def page_html(views: Sequence[View], model: dict[str, Any] | None = None) -> str:
     """One HTML page that shows the views, with a chooser when there are several.
 
-    Raises ValueError when there is no view, or when the parts of one do not fit together.
+    With a `model` (what captioner.js reads) and views that have `features`, the page captions them again by
+    itself: other frames hidden, other words, another beam size. Raises ValueError when there is no view, or when the
+    parts of one do not fit together.
     """
     if not views:
         raise ValueError("a page needs at least one clip to show")
-    page, *parts = (
-        files("vcutils.attention").joinpath(i).read_text("utf-8") for i in ("page.html", "view.css", "view.js")
-    )
-    for tag, part in zip(("style", "script"), parts, strict=True):  # its policy names both by their hashes
+    page = _source("page.html")
+    for tag, part in (
+        ("style", _source("view.css")),
+        ("script", script(*["captioner.js"] * bool(model))),
+    ):  # its policy names both by their hashes
         page = page.replace(f"/* THE {tag.upper()} */", part)
         source = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
         digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
         page = page.replace(f"HASH-OF-{tag.upper()}", digest)
-    contents = [[view.title for view in views], *(clip_content(view) | caption_content(view) for view in views)]
+    first = [v.needs[0]["needs"][WINDOWS[0]] if v.needs else None for v in views]
+    rows = [table_row(v.title, v.beams[0], needs, v.cider) for v, needs in zip(views, first, strict=True) if v.beams]
+    contents: list[Any] = [{"titles": [view.title for view in views], "rows": rows if len(views) > 1 else None}]
+    share = max(CLIP_CHARACTERS, PICTURE_CHARACTERS // len(views))
+    for view in views:
+        rest = {"needs": view.needs, "features": view.features}
+        contents.append(clip_content(view, share) | caption_content(view) | rest)
     data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
+    if model:
+        page = page.replace("base-uri", "worker-src blob:; base-uri", 1)
+        data += f'\n<script type="application/json" id="model">{_embed(model)}</script>'
     return page.replace("<!-- DATA -->", data)
 
 
-def clip_content(view: View) -> dict[str, Any]:
-    """What view.js reads of a clip, whatever its captions. Raises ValueError when pictures and times do not fit."""
+def script(*more: str) -> str:
+    """The front end as one ES module: view.js, pages.js, and other files of this folder before them."""
+    return "\n".join(map(_source, [*more, "view.js", "pages.js"]))
+
+
+def _source(name: str) -> str:
+    return files("vcutils.attention").joinpath(name).read_text("utf-8")
+
+
+def clip_content(view: View, share: int = PICTURE_CHARACTERS) -> dict[str, Any]:
+    """What view.js reads of a clip, its pictures in `share` characters at most where 96 pixels of each fit into it.
+
+    Raises ValueError when pictures and times do not fit together.
+    """
     pictures: Sequence[np.ndarray] = () if view.images is None else view.images
     if not view.timestamps or (view.images is not None and len(pictures) != len(view.timestamps)):
         raise ValueError(f"{view.title}: {len(pictures)} pictures do not fit {len(view.timestamps)} frames")
     for size in SIZES:  # as large as a clip's share of the page allows
         images = [jpeg_uri(picture, *size) for picture in pictures]
-        if sum(map(len, images)) <= PICTURE_CHARACTERS:
+        if sum(map(len, images)) <= share:
             break
     height, width = pictures[0].shape[:2] if pictures else (3, 4)
-    shown = {"images": images, "aspect": min(4.0, max(0.25, width / height)), "references": list(view.references)[:10]}
-    return {"title": view.title, "note": view.note, "times": list(view.timestamps), "timed": view.timed, **shown}
+    return {
+        "title": view.title,
+        "note": view.note,
+        "times": list(view.timestamps),
+        "timed": view.timed,
+        "images": images,
+        "aspect": min(4.0, max(0.25, width / height)),
+        "references": list(view.references)[:10],
+        "events": [{name: event[name] for name in ("kind", "words", "start", "end")} for event in view.events],
+    }
 
 
 def caption_content(view: View) -> dict[str, Any]:
@@ -165,7 +317,8 @@ def caption_content(view: View) -> dict[str, Any]:
     for beam in view.beams:
         check_alignment(beam.words, beam.attention, view.timestamps)
     before = view.before and {"words": view.before.words, "score": float(view.before.score)}
-    return {"hidden": sorted(view.hidden), "before": before, "beams": [_beam(beam) for beam in view.beams]}
+    beams = [_beam(beam) for beam in view.beams]
+    return {"hidden": sorted(view.hidden), "start": list(view.start), "before": before, "beams": beams}
 
 
 def _beam(beam: Hypothesis) -> dict[str, Any]:
