@@ -103,7 +103,7 @@ print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.su
 #   them. Or choose another of the likeliest words: the caption goes on from it.
 # - **Choose**: another clip, another caption that the beam search found, or a clip of your own. This model knows its own
 #   corpus only. For real clips, open the captioner that comes with `vcutils`, `explore(open_run())` in a new cell, and
-#   upload yours there.
+#   upload yours there. `explorer.list_clips("test")` puts a table of all test clips above the picture, to sort and search.
 #
 # Looking works everywhere. Hiding frames, other words and choosing a clip need the model, so they need a running notebook.
 

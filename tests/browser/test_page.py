@@ -592,3 +592,45 @@ def test_two_clips_stand_side_by_side_on_one_word_slider(show, make_view, needs_
     page.screenshot(path=screenshots / "page-beside.png", full_page=True)
     page.locator(".vc-chooser select").nth(1).select_option("–")
     assert page.locator(".vcx").count() == 1
+
+
+KERNEL = """
+const on = {}, rows = ["one", "two"].map((title) => ({ title, caption: title, cider: 1, spread: 0.5, need: null }));
+const state = { clip: data, captions: data, needs: [], rows, word: 0, beam: 0, last: 0, hide: [], start: [], size: 2,
+  message: "", controls: false, opened: "" };
+window.state = state;
+window.put = (values) => { Object.assign(state, values); for (const name in values) on[`change:${name}`]?.(); };
+const model = { get: (name) => state[name], set: (name, value) => (state[name] = value), save_changes() {},
+  on: (event, act) => (on[event] = act), off() {} };
+render({ el: document.querySelector("main"), model });
+"""
+
+
+def test_the_widget_asks_its_kernel_and_follows_it(tab, tmp_path, make_view, needs_of):
+    """The widget's side of the traits of explorer.py, without a notebook around it."""
+    view = needs_of(make_view(("a cat sits", "a dog")))
+    data = json.dumps(clip_content(view) | caption_content(view))
+    text = f"<!doctype html><main></main><script type=module>{script()}\nconst data = {data};{KERNEL}</script>"
+    (tmp_path / "widget.html").write_text(text.replace("export default { render };", ""), encoding="utf-8")
+    page = tab()
+    page.goto((tmp_path / "widget.html").as_uri())
+    modes = page.locator(".vc-modes button")
+    assert modes.nth(2).is_disabled() and page.locator(".vc-guide").is_hidden()
+    page.evaluate("needs => put({ needs })", view.needs)
+    modes.nth(2).click()
+    assert page.locator(".vc-heat").count() == 2 and page.evaluate("document.activeElement.textContent") == "both"
+    page.locator(".vc-words button").nth(2).click()
+    page.locator(".vc-likely").nth(1).click()
+    page.locator(".vc-eye").nth(3).click()
+    page.select_option(".vc-size select", "5")
+    assert page.evaluate("[state.start, state.hide, state.size]") == [["a", "cat", "other1"], [3], 5]
+    assert page.locator(".vcx.vc-busy").count() == 1
+    page.evaluate("put({ start: [], hide: [], size: 2, message: 'no' })")
+    assert page.locator(".vcx.vc-busy").count() == 0 and page.inner_text(".vc-message") == "no"
+    page.locator(".vc-table summary").click()
+    page.locator(".vc-rows button.vc-plain").nth(1).click()
+    assert page.evaluate("state.opened") == "two"
+    page.evaluate("put({ word: 9 })")
+    assert page.inner_text(".vc-position") == "word 3 of 3"
+    assert page.evaluate("state.word") == 9, "a longer caption beside it goes on"
+    assert not tab.errors

@@ -601,7 +601,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       const [those, one] = view.window === 1 ? ["it", "any one frame"] : [`the ${view.window} frames there`, `any ${view.window} frames in a row`];
       const here = NEEDED.row(word)[frame];
       let needing = none ? `It needs no single place: without ${one} it loses less than a tenth of its probability.` : `It needs ${named(needed)} most: without ${those}, it is ${likely(most)} (${nats(most)} nats).`;
-      if (frame !== needed && Math.abs(here) >= 0.05) needing += ` Without ${named(frame)} it is ${likely(here)}.`;
+      if (frame !== needed && Math.abs(here) >= 0.05) needing += ` Without ${view.window === 1 ? named(frame) : `the ${view.window} frames around ${named(frame)}`}, it is ${likely(here)}.`;
       if (apart) needing += " It looks elsewhere than it needs.";
       sentences.push(needing, " ");
     }
