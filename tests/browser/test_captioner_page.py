@@ -11,6 +11,7 @@ from vcutils.attention.embed import feature_content, model_content, rounded
 from vcutils.attention.page import corpus_clip, page_for, with_captions
 from vcutils.config import DecodeConfig
 from vcutils.decode import NEVER, generate
+from vcutils.runtime.checkpoints import run_config
 from vcutils.scores.runs import load_model, load_run
 from vcutils.vocab import END, PAD, START, UNK
 
@@ -268,7 +269,7 @@ def test_trained_model_says_the_same_in_two_hundred_hidings(captioner, tiny_run,
 @pytest.fixture
 def page_with_model(tiny_run, tiny_corpus, tab, tmp_path):
     """Function: two clips of the tiny run as a page, opened from disk; the run as it is in there."""
-    run = load_run(tiny_run, tiny_corpus)
+    run = load_run(tiny_run, run_config(tiny_run), tiny_corpus)
 
     def opened(**options):
         path = tmp_path / f"page {len(options)}.html"

@@ -33,7 +33,7 @@ def model_content(model: CaptionModel, vocabulary: Vocabulary, decode: DecodeCon
     ranks = []
     if model.config.frame_order == "shuffled":  # at which place the encoder reads each frame
         ranks = reading_order(torch.ones(1, LONGEST, dtype=torch.bool), True, False)[0].argsort().tolist()
-    settings = asdict(decode) | {"length_penalty": decode.penalty}
+    settings = asdict(decode) | {"length_penalty": 1.0 if decode.length_penalty is None else decode.length_penalty}
     content = {"config": config, "decode": settings, "words": vocabulary.words, "ranks": ranks}
     shapes = [(name, list(tensor.shape)) for name, tensor in state.items()]
     return content | {"tensors": shapes, "data": _base64(torch.cat([tensor.flatten() for tensor in state.values()]))}
