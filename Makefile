@@ -94,6 +94,7 @@ outputs: $(READY)
 	  VCUTILS_PROFILE=sample VCUTILS_CORPUS= TQDM_DISABLE=1 $(BIN)/jupyter-nbconvert --log-level WARN --execute --inplace \
 	    --to notebook --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $$notebook.ipynb || exit 1; \
 	done
+	VCUTILS_PROFILE=sample VCUTILS_CORPUS= $(BIN)/python -m vcutils course solutions --out notebooks/exercises
 
 clean:
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

@@ -22,6 +22,7 @@ VERBS = (
     "score",
     "caption",
     "explore",
+    "course",
 )  # DESIGN's
 
 

@@ -21,7 +21,8 @@
 # - Replace `raise NotImplementedError` in each function by your lines, run the cell, then run the check below it. The check says
 #   "right", or what differs first.
 # - A wrong answer blocks nothing: after each exercise the notebook goes on without your function.
-# - Keep the functions' names and arguments: they are marked by name. Helper functions in cells of your own are fine.
+# - Keep the functions' names and arguments: they are marked by name. Helper functions in cells of your own are fine. But use what a
+#   function is given, not other variables of the notebook: they are not there when it is marked.
 #
 # The next cell opens the sample corpus. What is missing in `data/` is built first: about a minute on two cores, once for all
 # exercises.

@@ -18,8 +18,9 @@
 # | 2.2 | `collate(clips)` | about 20 minutes |
 # | 2.3 | `inputs_targets(ids)` | about 5 minutes |
 #
-# Replace `raise NotImplementedError` by your lines, and keep the functions' names and arguments. A wrong answer blocks nothing:
-# after each exercise the notebook goes on with the package's own form. What is missing in `data/` is built first (about a minute).
+# Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
+# not other variables of the notebook: they are not there when it is marked. A wrong answer blocks nothing: after each exercise
+# the notebook goes on with the package's own form. What is missing in `data/` is built first: features in about a minute.
 
 # %%
 from collections import Counter

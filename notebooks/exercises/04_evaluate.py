@@ -18,9 +18,10 @@
 # | 4.3 | `bleu(captions, references)` | about 30 minutes |
 # | 4.4 | `content_accuracy(captions, events)` and a paragraph | about 25 minutes |
 #
-# Replace `raise NotImplementedError` by your lines, and keep the functions' names and arguments. A wrong answer blocks nothing:
-# after each exercise the notebook goes on with the package's own form. What is missing in `data/` is built first: features in about
-# a minute, a trained model in about another.
+# Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
+# not other variables of the notebook: they are not there when it is marked. A wrong answer blocks nothing: after each exercise
+# the notebook goes on with the package's own form. What is missing in `data/` is built first: features in about a minute, a
+# trained model in about another.
 
 # %%
 import math

@@ -19,9 +19,10 @@
 # | 5.3 | `hide_strongest(features, attention, share)` and a paragraph | about 20 minutes |
 # | 5.4 | `article_correlation(words, weights)` and a paragraph | about 20 minutes |
 #
-# Replace `raise NotImplementedError` by your lines, and keep the functions' names and arguments. A wrong answer blocks nothing:
-# after each exercise the notebook goes on without your function. What is missing in `data/` is built first: features in about a
-# minute, a trained model in about another.
+# Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
+# not other variables of the notebook: they are not there when it is marked. A wrong answer blocks nothing: after each exercise
+# the notebook goes on without your function. What is missing in `data/` is built first: features in about a minute, a trained
+# model in about another.
 #
 # Attention is an array (L, T): for each of the L words of a caption one *row* of weights over the clip's T frames, with the sum 1.
 

@@ -43,9 +43,12 @@ def sources() -> dict[str, Any]:
 def student_edition(out: Path) -> list[Path]:
     """Write the five notebooks without solutions, hidden tests and outputs into the folder `out`.
 
-    The same sources give the same bytes. Returns the files. Raises UserError for a marker without its partner.
+    The same sources give the same bytes. Returns the files. Raises UserError for a marker without its partner, and for
+    the folder of the sources.
     """
     paths = []
+    if out.resolve() == SOURCES:
+        raise UserError(f"{out}: holds the solutions; name another folder for the students' notebooks")
     for stem, notebook in sources().items():
         for cell in notebook.cells:
             stub = CODE_STUB if cell.cell_type == "code" else TEXT_STUB

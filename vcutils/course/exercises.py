@@ -145,23 +145,22 @@ def kind_of(value: Any) -> str:
 def same(what: str, got: Any, expected: Any, tolerance: float = 1e-6) -> None:
     """Raise Differs, naming `what` and the first place, unless both are equal; the expected value is not told."""
     if isinstance(expected, np.ndarray | torch.Tensor):
-        _same_arrays(what, got, expected, tolerance)
+        _same_arrays(what, got, np.asarray(expected), tolerance)
     elif isinstance(expected, list | tuple):
         if isinstance(got, np.ndarray | torch.Tensor):
             got = got.tolist()
         if not isinstance(got, Sequence) or isinstance(got, str):
             raise Differs(f"{what} must be a {type(expected).__name__}, yours is {kind_of(got)}.")
         for n, (mine, theirs) in enumerate(zip(got, expected, strict=False)):
-            same(f"{what}[{n}]", mine, theirs, tolerance)
+            same(f"{what}, entry {n}", mine, theirs, tolerance)
         if len(got) != len(expected):
             raise Differs(f"{what} has {len(got)} entries, expected {len(expected)}.")
     elif isinstance(expected, float):
         value = _number(what, got)
         if not math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance):
-            size = "not a number" if math.isnan(value) else "too large" if value > expected else "too small"
-            raise Differs(f"{what} is {value:.6g}, which is {size}.")
+            raise Differs(f"{what}: {value:.6g} is {_size(value, expected)}.")
     elif got != expected:
-        raise Differs(f"{what} is {got!r}, which is not right.")
+        raise Differs(f"{what}: {got!r} is not right.")
 
 
 def unpack(what: str, got: Any, names: Sequence[str]) -> Mapping[str, Any]:
@@ -179,23 +178,22 @@ def _number(what: str, got: Any) -> float:
         raise Differs(f"{what} must be one number, yours is {kind_of(got)}.") from None
 
 
-def _same_arrays(what: str, got: Any, expected: Any, tolerance: float) -> None:
-    expected = np.asarray(expected)
+def _same_arrays(what: str, got: Any, expected: np.ndarray, tolerance: float) -> None:
     if isinstance(got, torch.Tensor):
         got = got.detach().cpu()
     try:
         mine = np.asarray(got)
-        mine = mine.astype(bool if expected.dtype == bool and mine.dtype.kind in "biuf" else mine.dtype)
     except (TypeError, ValueError):
-        raise Differs(f"{what} must be a tensor of shape {expected.shape}, yours is {kind_of(got)}.") from None
+        mine = np.empty(0, dtype=object)
     if mine.shape != expected.shape or mine.dtype.kind not in "biuf":
         raise Differs(f"{what} must have the shape {expected.shape}, yours is {kind_of(got)}.")
-    close = np.isclose(mine.astype(float), expected.astype(float), rtol=tolerance, atol=tolerance, equal_nan=True)
+    close = np.isclose(mine.astype(float), expected.astype(float), rtol=tolerance, atol=tolerance)
     if not close.all():
-        where = tuple(int(n) for n in np.argwhere(~close)[0])
-        place = f"{what}[{', '.join(map(str, where))}]" if where else what
-        count = f" ({int((~close).sum())} of {close.size} entries differ)" if close.size > 1 else ""
-        value = mine[where]
-        size = "not right" if expected.dtype.kind in "bi" or np.isnan(value) else "too large"
-        size = "too small" if size == "too large" and value < expected[where] else size
-        raise Differs(f"The shape is right; the first place that differs is {place}: {value:.6g} is {size}{count}.")
+        where = tuple(np.argwhere(~close)[0].tolist())
+        size = "not right" if expected.dtype.kind in "bi" else _size(float(mine[where]), float(expected[where]))
+        place = f"the first place that differs is {list(where)}, where {mine[where]:.6g} is {size}"
+        raise Differs(f"{what}: the shape is right; {place} ({int((~close).sum())} of {close.size} entries differ).")
+
+
+def _size(value: float, expected: float) -> str:
+    return "not a number that counts" if math.isnan(value) else "too large" if value > expected else "too small"
