@@ -142,8 +142,8 @@ def test_student_edition_holds_no_answer(student):
     hidden = 0
     for path in SOURCES:
         for cell in jupytext.read(path).cells:
-            for line in editions.between(cell.source, "SOLUTION") + editions.between(cell.source, "HIDDEN TESTS"):
-                line = line.strip()
+            tests = [line for line in editions.between(cell.source, "HIDDEN TESTS") if "assert" in line]
+            for line in map(str.strip, editions.between(cell.source, "SOLUTION") + tests):
                 if len(line) > 3 and line not in ("break", "else:", "return"):
                     hidden += 1
                     for stem in text:
@@ -183,19 +183,6 @@ def test_statement_has_time_hint_and_a_number_to_expect(path):
 def test_marker_without_its_partner_stops_the_edition(source):
     with pytest.raises(editions.UserError, match="cell x"):
         editions._replaced(source, "SOLUTION", (), "x")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_committed_solutions_are_those_of_the_source_and_all_right(path):
-    executed = path.with_suffix(".ipynb")
-    if not executed.is_file():
-        pytest.skip("not committed")
-    cells = nbformat.read(executed, 4).cells
-    assert [cell.source.strip() for cell in cells] == [cell.source.strip() for cell in jupytext.read(path).cells]
-    said = "".join(out.get("text", "") for cell in cells if cell.cell_type == "code" for out in cell.outputs)
-    for number, exercise in EXERCISES.items():
-        assert exercise.notebook != path.stem or f"{number} {exercise.function}: right" in said
-    assert executed.stat().st_size < 200_000
 
 
 # Marking

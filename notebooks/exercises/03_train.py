@@ -49,7 +49,7 @@ model, decoder = run.model.eval(), run.model.decoder
 clips = CaptionDataset(data, "train", captions_per_clip=2, max_length=config.train.max_length)
 batch = collate([clips[position] for position in range(3)])
 with torch.no_grad():
-    memory = model.encode(batch.features, batch.frame_mask)  # .values (B, T, C), .keys (B, T, A), .mask (B, T)
+    memory = run.model.encode(batch.features, batch.frame_mask)  # .values (B, T, C), .keys (B, T, A), .mask (B, T)
     h, c = decoder.start(memory, count=2)  # (B, K, H) each
 print("frames", tuple(batch.features.shape), "memory", tuple(memory.values.shape), "states", tuple(h.shape))
 
@@ -221,7 +221,7 @@ assert loss.requires_grad, "training needs the loss' gradient"
 
 # %%
 with torch.no_grad():
-    logits, _ = model(batch.features, batch.frame_mask, batch.inputs)
+    logits = model(batch.features, batch.frame_mask, batch.inputs)[0]
     nats = -logits.log_softmax(dim=-1).gather(-1, batch.targets[..., None])
 print(f"loss {caption_loss(logits, batch.targets):.2f}; with padding counted it would be {nats.mean():.2f}")
 

@@ -98,6 +98,7 @@ def expect_content_accuracy(function: Callable) -> None:
         },
         "a caption with its changes exchanged": {"a": "a cat fades, then a rocket grows"},
         "a caption that names a thing twice": {"a": "a rocket and a cat grows, then the rocket fades"},
+        "a caption that leaves a thing out": {"b": "the moon spins, coffee grows"},
         "a caption without changes": {"b": "a cat, coffee, and the moon"},
     }
     for name, captions in cases.items():

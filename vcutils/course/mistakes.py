@@ -75,7 +75,8 @@ MISTAKES = (
     Mistake("4.3", "no brevity penalty", "min(1.0, math.exp(1 - r / c))", "1.0"),
     Mistake("4.3", "n-grams not clipped at the references' counts", "(grams(words, n) & known).values()",
             "count for gram, count in grams(words, n).items() if gram in known"),
-    Mistake("4.3", "the longer of two equally close references", "len(ref)) for ref", "-len(ref)) for ref"),
+    Mistake("4.3", "the longer of two equally close references", "len(ref)) for ref in references[i])[1]",
+            "-len(ref)) for ref in references[i])[1] * -1"),
     Mistake("4.3", "references' counts added up", "known |= grams(ref, n)", "known += grams(ref, n)"),
     Mistake("4.4", "a change counts wherever it stands", "behind[: min(stop, default=len(behind))]", "words"),
     Mistake("4.4", "share of the things that are named, not of all scenes", "changes / max(1, scenes)",
@@ -102,9 +103,9 @@ MISTAKES = (
 
 def solution_cells() -> dict[str, tuple[list[str], str]]:
     """Of each exercise: all code cells of its notebook but the solution's, and the cell with the solution."""
-    found = {}
+    found, notebooks = {}, sources()
     for number, exercise in EXERCISES.items():
-        cells = [cell.source for cell in sources()[exercise.notebook].cells if cell.cell_type == "code"]
+        cells = [cell.source for cell in notebooks[exercise.notebook].cells if cell.cell_type == "code"]
         own = next(cell for cell in cells if f"def {exercise.function}(" in cell and between(cell, "SOLUTION"))
         found[number] = [cell for cell in cells if not between(cell, "SOLUTION")], own
     return found

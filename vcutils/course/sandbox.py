@@ -44,7 +44,7 @@ def examine(task: dict[str, Any], seconds: float = SECONDS, megabytes: int = MEG
     with tempfile.TemporaryDirectory(prefix="vcutils-grade-", ignore_cleanup_errors=True) as folder:
         process = context.Process(target=_work, args=(json.dumps(task), folder, seconds, megabytes), daemon=True)
         process.start()
-        process.join(5 * seconds + 60 * (not forks))  # in time: seconds are those of computing, where they are counted
+        process.join(max(120, 5 * seconds))  # `seconds` are those of computing; this is for code that only waits
         alive = process.is_alive()
         with suppress(OSError, AttributeError):  # what it has started goes with it; Windows has no groups
             os.killpg(process.pid, signal.SIGKILL)
