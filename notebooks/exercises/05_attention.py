@@ -158,7 +158,7 @@ print(f"attended minus random: {mean:+.2f} nats per word, 95 % interval [{low:+.
 #
 # - **Time** about 20 minutes, with the paragraph
 # - **Hint** Sort the frames, the strongest first. `cumsum` tells how much the first n of them carry.
-# - **Expect** On the sample, hiding a quarter of the attention takes away XX % of the frames, and XX % of the test captions stay as
+# - **Expect** On the sample, hiding a quarter of the attention takes away 16 % of the frames, and 10 of 40 test captions stay as
 #   they were. With half of the attention it is 33 % of the frames, and 1 caption of 40 stays.
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -56,8 +56,7 @@ def expect_additive_attention(function: Callable) -> None:
     matrices = layers.query.weight, layers.keys.weight, layers.keys.bias, layers.score.weight[0]
     arguments = (h, m, mask, *(matrix.detach() for matrix in matrices))
     parts = unpack("additive_attention", call(function, *arguments), ("context", "weights"))
-    same("weights", torch.zeros_like(_tensor("weights", parts["weights"], weights)), torch.zeros_like(weights))
-    got = parts["weights"]
+    got = _tensor("weights", parts["weights"], weights)
     if (got.transpose(1, 2)[~mask] != 0).any():
         raise Differs("The weights on padding are not exactly 0. Padding must be left out before the softmax.")
     total = got.sum(dim=-1)
@@ -96,8 +95,7 @@ def expect_teacher_forced(function: Callable) -> None:
         "have more words, so add up all words first.",
         float(caption_loss(logits, batch.inputs)): "The target is the word that has just been read. Shift by one.",
     }
-    got = call(function, model, batch)
-    same("teacher_forced(model, batch)", torch.zeros_like(_tensor("the loss", got, nats[0, 0, 0])), torch.zeros(()))
+    got = _tensor("the loss", call(function, model, batch), nats[0, 0, 0])
     for value, message in wrong.items():
         if abs(float(got) - value) < 1e-4:
             raise Differs(f"Your loss is {float(got):.4f}. {message}")
@@ -161,7 +159,7 @@ def expect_ablation(function: Callable) -> None:
             raise Differs(f"{' and '.join(changed)} differ. Change one, or nobody knows which of them made the score.")
         if changed[0] not in ("attention", "encoder", "frame_order", "max_frames"):
             raise Differs(f"`{changed[0]}` is a size or a rate. Take a part away: the choice of frames, their order, …")
-        if replace(got.model, attention="additive") == config.model and got.model.attention == "dot":
+        if got.model.attention == "dot":
             raise Differs('"dot" is another kind of attention. Take attention away, or another part.')
 
 
