@@ -63,6 +63,10 @@ def expect_bleu(function: Callable) -> None:
             {"a": "the the the the cat sat down", "b": "a dog runs over the grass"},
             {"a": ["the cat sat down over there today", "a cat sat down"], "b": ["a dog runs over green grass"]},
         ),
+        "a caption with a thing named twice": (
+            {"a": "a cat and a cat sits down"},
+            {"a": ["a cat sits down there", "now a cat sits down"]},
+        ),
         "short captions": (
             {"a": "a cat sits on", "b": "a dog runs over the grass"},
             {
