@@ -25,7 +25,14 @@ SECONDS, MEGABYTES = 20.0, 2000  # of one exercise; memory beyond what Python an
 FILE_BYTES, RESULT_BYTES = 64 << 20, 1 << 16
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # flags of Linux' unshare
-PRELOAD = ["nltk", "vcutils.course.artifacts", *(f"vcutils.course.{module}" for _, module in TOPICS.values())]
+PRELOAD = [  # what the notebooks' setup cells import
+    "nltk",
+    "vcutils.course.artifacts",
+    "vcutils.attention.checks",
+    "vcutils.corpora.sample",
+    "vcutils.scores.ablations",
+    *(f"vcutils.course.{module}" for _, module in TOPICS.values()),
+]
 IMPORTS = (ast.Import, ast.ImportFrom)
 BUILDS = re.compile(r"\bcourse_(?:data|run)\(")  # the call that builds what a whole notebook needs
 Cells = Sequence[str]
