@@ -14,6 +14,7 @@ import re
 import signal
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -179,7 +180,12 @@ def _limit(seconds: float, megabytes: int) -> None:
         used = 8 << 30  # where the system does not tell
         with suppress(OSError, ValueError):
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limits = {"CPU": max(1, int(seconds)), "AS": used + (megabytes << 20), "FSIZE": FILE_BYTES, "CORE": 0}
+        limits = {
+            "CPU": int(time.process_time() + seconds) + 1,
+            "AS": used + (megabytes << 20),
+            "FSIZE": FILE_BYTES,
+            "CORE": 0,
+        }
         for name, value in limits.items():
             with suppress(OSError, ValueError):
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value + 2 * (name == "CPU")))
