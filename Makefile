@@ -56,7 +56,8 @@ test: $(READY) lint
 	$(BIN)/python tests/matrix/run.py --short
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch TQDM_DISABLE=1 \
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks && \
+	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch $(BIN)/python -m vcutils course solutions --out $$scratch/solutions
 
 matrix: $(READY)
 	$(BIN)/python tests/matrix/run.py $(MATRIX)

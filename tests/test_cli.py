@@ -23,6 +23,7 @@ VERBS = (
     "score",
     "caption",
     "explore",
+    "course",
 )  # DESIGN's
 
 

@@ -262,8 +262,25 @@ def explore(
     return _print({"page": str(out), "problems": problems}, as_json, failed=problems)
 
 
+def course(
+    what: Annotated[Literal["student", "solutions", "grade"], Positional, arg(help="without answers; executed; marks")],
+    submissions: Annotated[Path | None, Positional, arg(metavar="SUBMISSIONS", help="a folder per student")] = None,
+    out: Annotated[Path | None, arg(help="a folder for student and solutions, marks.csv for grade")] = None,
+    as_json: JsonArg = False,
+) -> int:
+    """The exercises for students (no answers), for lecturers (executed solutions), and their marking."""
+    from vcutils.course import editions, grading
+
+    if what == "grade":
+        if submissions is None:
+            raise UserError("course grade: name the folder with the submissions")
+        return _print(grading.grade(submissions, out or Path("marks.csv")), as_json)
+    write = editions.student_edition if what == "student" else editions.solutions
+    return _print({"written": [str(path) for path in write(out or Path(what))]}, as_json)
+
+
 ABOUT = "Video captioning with attention, from raw clips to an attention explorer."
-VERBS = (sample, doctor, extract, pack, vocab, train, ablate, evaluate, score, caption, explore)
+VERBS = (sample, doctor, extract, pack, vocab, train, ablate, evaluate, score, caption, explore, course)
 
 
 def main(args: list[str] | None = None) -> int:

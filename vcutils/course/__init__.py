@@ -1,1 +1,1 @@
-"""What the course needs around the notebooks: pictures drawn by code, pages in cells, notebooks as HTML."""
+"""What teaching needs: pictures drawn by code, notebooks as HTML, exercises with checks, editions, marking."""
