@@ -5,6 +5,8 @@
 #                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows
+# make site       all of it as one folder of HTML to read offline: data/site/index.html
+# make slides     slides for the six sessions of docs/lecturers.md: data/slides/index.html
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
 # make captioner   maintainers: renew vcutils/captioner/ (docs/results.md): make captioner RUN=<run> CLIPS=<corpus>
@@ -22,14 +24,14 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FROM ?= 1
-SOURCES := vcutils tests notebooks
+SOURCES := vcutils tests notebooks docs/site
 LESSON := $(patsubst %,vcutils/%.py,config corpus video features vocab dataset model decode train)
 export PYTHONUTF8 := 1
 
 LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert latex2mathml \
   nbval pycocoevalcap codespell
 
-.PHONY: setup notebooks test matrix lint lowest audit bench lab captioner outputs clean
+.PHONY: setup notebooks test matrix lint lowest site slides audit bench lab captioner outputs clean
 
 setup: $(READY)
 
@@ -50,7 +52,7 @@ notebooks: $(READY)
 	$(BIN)/python -m vcutils.course.export "$$out" && \
 	echo "to read: $$out/*.html"
 
-test: $(READY) lint
+test: $(READY) $(VENV)/.site lint
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/matrix/run.py --short
@@ -65,7 +67,7 @@ lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff check --line-length 100 $(LESSON)
 	$(BIN)/ruff format --check --line-length 100 $(LESSON)
-	$(BIN)/ruff format --check tests vcutils/cli.py vcutils/*/
+	$(BIN)/ruff format --check tests docs/site vcutils/cli.py vcutils/*/
 	$(BIN)/mypy
 	$(BIN)/codespell --skip vcutils/captioner/vocab.json vcutils tests notebooks README.md docs data/README.md Makefile
 
@@ -74,6 +76,16 @@ lowest:
 	for name in $(LOWEST); do sed -nE "s/^($$name)>=([0-9.]+).*/\1==\2/p" requirements.txt; done > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install -r requirements.txt -c $(VENV)-lowest/lowest.txt -e .
 	$(VENV)-lowest/bin/python -m pytest
+
+$(VENV)/.site: docs/site/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet -r $<
+	@touch $@
+
+site: $(VENV)/.site
+	$(BIN)/python docs/site/make_site.py
+
+slides: $(READY)
+	$(BIN)/python -m vcutils.course.slides notebooks data/slides
 
 audit: $(READY)
 	$(BIN)/python -m pip install --quiet pip-audit
