@@ -16,12 +16,15 @@
 #
 # The CPU build of torch instead of the platform's default (README, "Choosing a torch"):
 #   make notebooks TORCH_INDEX=<the CPU index that pytorch.org names>
+# With uv in place of pip, which finds out itself whether there is a GPU: make notebooks UV=1
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+UV ?=
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FROM ?= 1
 SOURCES := vcutils tests notebooks docs/site
@@ -36,10 +39,11 @@ LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anyw
 setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision,\
+	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision,\
+	$(if $(UV),$(INSTALL) --torch-backend auto torch torchvision || )\
 	echo "torch is not installed yet: on Linux the default wheel brings CUDA, about 3 GB to download. For the small CPU build stop now and see README, Choosing a torch.")
-	$(BIN)/python -m pip install -r requirements.txt -e .
+	$(INSTALL) -r requirements.txt -e .
 	@touch $@
 
 notebooks: $(READY)
@@ -78,7 +82,7 @@ lowest:
 	$(VENV)-lowest/bin/python -m pytest
 
 $(VENV)/.site: docs/site/requirements.txt $(READY)
-	$(BIN)/python -m pip install --quiet -r $<
+	$(INSTALL) --quiet -r $<
 	@touch $@
 
 site: $(VENV)/.site
