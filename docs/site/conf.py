@@ -47,7 +47,13 @@ def indented_as_it_stands(app: Sphinx, what: str, name: str, target: object, opt
             lines[n:n] = ["::", ""]
 
 
+def without_field_numbers(_: Sphinx, what: str, name: str, target: object, skip: bool, options: object) -> bool | None:
+    """A named tuple's fields stand in its signature; that one of them is number 0 tells nothing."""
+    return True if (getattr(target, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> None:
     """Formulas without a script: browsers draw MathML themselves."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", indented_as_it_stands)
+    app.connect("autodoc-skip-member", without_field_numbers)
