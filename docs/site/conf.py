@@ -1,5 +1,6 @@
 """Sphinx' settings for the site. `build.py` beside this file lays out the pages and calls Sphinx."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def block_math(writer: object, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def indented_as_it_stands(app: Sphinx, what: str, name: str, target: object, options: object, lines: list[str]) -> None:
-    """Indented lines of a docstring are tables and diagrams: as they stand, not as a quotation."""
+def as_plain_text(app: Sphinx, what: str, name: str, target: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text with code between backticks; indented lines are tables and diagrams, as they stand."""
+    sign = re.compile(r"(``.*?``|`[^`]*`|^ {4}[^\n]*$)|([*|_\\])", re.M | re.S)
+    lines[:] = sign.sub(lambda found: found[1] or "\\" + found[2], "\n".join(lines)).split("\n")
     for n in range(len(lines) - 1, 1, -1):
         if lines[n].startswith("    ") and not lines[n - 1].strip() and not lines[n - 2].startswith("    "):
             lines[n:n] = ["::", ""]
@@ -55,5 +58,5 @@ def without_field_numbers(_: Sphinx, what: str, name: str, target: object, skip:
 def setup(app: Sphinx) -> None:
     """Formulas without a script: browsers draw MathML themselves."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
-    app.connect("autodoc-process-docstring", indented_as_it_stands)
+    app.connect("autodoc-process-docstring", as_plain_text)
     app.connect("autodoc-skip-member", without_field_numbers)

@@ -43,6 +43,9 @@ def test_site_has_every_page_and_drawn_formulas(site):
     lesson = (site / "notebooks/03_train.html").read_text("utf-8")
     assert lesson.count('display="block"') >= 5 and "$$" not in lesson
     assert 'id="vcutils.model.Decoder.step"' in (site / "api/lesson.html").read_text("utf-8")
+    exercises = {path.stem: path.read_text("utf-8") for path in site.glob("notebooks/exercises/*.html")}
+    assert exercises.keys() == {path.stem for path in ROOT.glob("notebooks/exercises/*.py")}
+    assert not any("BEGIN SOLUTION" in text or "BEGIN HIDDEN" in text for text in exercises.values())
     assert (site / "index.html").is_file() and (site / "slides" / "session6.html").is_file()
 
 
