@@ -21,6 +21,7 @@ from vcutils.course.slides import SESSIONS, write_slides  # noqa: E402
 
 DOCS = ("lecturers", "running", "datasets", "settings", "results", "performance", "reliability")  # then what is new
 LESSON = ("config", "corpus", "video", "features", "vocab", "dataset", "model", "decode", "train")
+ANSWERS = ("expect_", "mistakes")  # modules of vcutils.course that students need not find
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href"), ("source", "src"), ("video", "src")}
 

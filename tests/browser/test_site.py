@@ -46,6 +46,7 @@ def test_site_has_every_page_and_drawn_formulas(site):
     exercises = {path.stem: path.read_text("utf-8") for path in site.glob("notebooks/exercises/*.html")}
     assert exercises.keys() == {path.stem for path in ROOT.glob("notebooks/exercises/*.py")}
     assert not any("BEGIN SOLUTION" in text or "BEGIN HIDDEN" in text for text in exercises.values())
+    assert not (site / "_modules/vcutils/course/mistakes.html").exists()
     assert (site / "index.html").is_file() and (site / "slides" / "session6.html").is_file()
 
 
