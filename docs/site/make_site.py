@@ -83,10 +83,9 @@ def api(folder: Path) -> list[Path]:
     """Write a page for the lesson and one for each folder of the package; returns their places."""
     parts = {"lesson": ["vcutils." + name for name in LESSON]}
     for package in sorted(ROOT.glob("vcutils/*/__init__.py")):
-        names = [
-            package.parent.name + ("" if p.stem == "__init__" else f".{p.stem}") for p in package.parent.glob("*.py")
-        ]
-        parts[package.parent.name] = [f"vcutils.{name}" for name in sorted(names)]
+        name, stems = package.parent.name, (path.stem for path in package.parent.glob("*.py"))
+        shown = [stem for stem in stems if not stem.startswith(ANSWERS)]
+        parts[name] = sorted(f"vcutils.{name}.{stem}".removesuffix(".__init__") for stem in shown)
     (folder / "api").mkdir()
     for name, modules in parts.items():
         text = [title := "The lesson" if name == "lesson" else f"vcutils.{name}", "=" * len(title), ""]
