@@ -5,8 +5,8 @@
 #                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows
-# make site       all of it as one folder of HTML to read offline: data/site/index.html
-# make slides     slides for the six sessions of docs/lecturers.md: data/slides/index.html
+# make site        all of it as one folder of HTML to read offline: data/site/index.html
+# make slides      slides for the six sessions of docs/lecturers.md: data/slides/index.html
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
 # make captioner   maintainers: renew vcutils/captioner/ (docs/results.md): make captioner RUN=<run> CLIPS=<corpus>
@@ -92,7 +92,7 @@ slides: $(READY)
 	$(BIN)/python -m vcutils.course.slides notebooks data/slides
 
 audit: $(READY)
-	$(BIN)/python -m pip install --quiet pip-audit
+	$(INSTALL) --quiet pip-audit
 	$(BIN)/python -m pip_audit --local
 
 bench: $(READY)
