@@ -5,6 +5,8 @@
 #                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
 # make lowest      the tests once more, on the lowest versions that requirements.txt allows
+# make site        all of it as one folder of HTML to read offline: data/site/index.html
+# make slides      slides for the six sessions of docs/lecturers.md: data/slides/index.html
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
 # make captioner   maintainers: renew vcutils/captioner/ (docs/results.md): make captioner RUN=<run> CLIPS=<corpus>
@@ -14,30 +16,34 @@
 #
 # The CPU build of torch instead of the platform's default (README, "Choosing a torch"):
 #   make notebooks TORCH_INDEX=<the CPU index that pytorch.org names>
+# With uv in place of pip, which finds out itself whether there is a GPU: make notebooks UV=1
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+UV ?=
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FROM ?= 1
-SOURCES := vcutils tests notebooks
+SOURCES := vcutils tests notebooks docs/site
 LESSON := $(patsubst %,vcutils/%.py,config corpus video features vocab dataset model decode train)
 export PYTHONUTF8 := 1
 
 LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert latex2mathml \
   nbval pycocoevalcap codespell
 
-.PHONY: setup notebooks test matrix lint lowest audit bench lab captioner outputs clean
+.PHONY: setup notebooks test matrix lint lowest site slides audit bench lab captioner outputs clean
 
 setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision,\
+	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision,\
+	$(if $(UV),$(INSTALL) --torch-backend auto torch torchvision || )\
 	echo "torch is not installed yet: on Linux the default wheel brings CUDA, about 3 GB to download. For the small CPU build stop now and see README, Choosing a torch.")
-	$(BIN)/python -m pip install -r requirements.txt -e .
+	$(INSTALL) -r requirements.txt -e .
 	@touch $@
 
 notebooks: $(READY)
@@ -50,7 +56,7 @@ notebooks: $(READY)
 	$(BIN)/python -m vcutils.course.export "$$out" && \
 	echo "to read: $$out/*.html"
 
-test: $(READY) lint
+test: $(READY) $(VENV)/.site lint
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/matrix/run.py --short
@@ -66,7 +72,7 @@ lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff check --line-length 100 $(LESSON)
 	$(BIN)/ruff format --check --line-length 100 $(LESSON)
-	$(BIN)/ruff format --check tests vcutils/cli.py vcutils/*/
+	$(BIN)/ruff format --check tests docs/site vcutils/cli.py vcutils/*/
 	$(BIN)/mypy
 	$(BIN)/codespell --skip vcutils/captioner/vocab.json vcutils tests notebooks README.md docs data/README.md Makefile
 
@@ -76,8 +82,18 @@ lowest:
 	$(VENV)-lowest/bin/python -m pip install -r requirements.txt -c $(VENV)-lowest/lowest.txt -e .
 	$(VENV)-lowest/bin/python -m pytest
 
+$(VENV)/.site: docs/site/requirements.txt $(READY)
+	$(INSTALL) --quiet -r $<
+	@touch $@
+
+site: $(VENV)/.site
+	$(BIN)/python docs/site/make_site.py
+
+slides: $(READY)
+	$(BIN)/python -m vcutils.course.slides notebooks data/slides
+
 audit: $(READY)
-	$(BIN)/python -m pip install --quiet pip-audit
+	$(INSTALL) --quiet pip-audit
 	$(BIN)/python -m pip_audit --local
 
 bench: $(READY)

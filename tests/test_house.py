@@ -141,8 +141,9 @@ def test_neither_the_package_nor_its_help_waits_for_torch():
         assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", f"{start} imports torch"
 
 
-def test_every_requirement_has_bounds_and_a_reason():
-    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+@pytest.mark.parametrize("path", ["requirements.txt", "docs/site/requirements.txt"])
+def test_every_requirement_has_bounds_and_a_reason(path):
+    for line in (ROOT / path).read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             assert re.match(r"^[\w-]+>=[\d.]+,<\d+\s+# \S", line), line
 
