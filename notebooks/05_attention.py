@@ -49,7 +49,7 @@ from vcutils.scores.naming import naming
 from vcutils.vocab import PAD, START, tokenize
 
 config = Config.from_env()
-run = open_run(config.artifacts / "runs" / "default", device=torch.device("cpu"))
+run = open_run(config.artifacts / "runs" / "default")
 test = run.data.splits["test"]
 predictions = run.predict(test, config.decode)  # a caption for every test clip, with its attention
 out = run.folder / "attention"

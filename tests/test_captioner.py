@@ -135,7 +135,7 @@ def test_features_are_those_that_it_was_trained_on(vtt_mini):
 
 
 def test_float16_weights_say_what_float32_ones_say(tiny_run, tmp_path):
-    exact = open_run(tiny_run, device=torch.device("cpu"))
+    exact = open_run(tiny_run)
     model, vocabulary, about = load_model(tiny_run / "best")
     save_model(tmp_path, model.half(), about, vocabulary)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}

@@ -728,7 +728,7 @@ def test_mutated_artifacts_are_read_or_refused(home, name, count):
     artifacts = home / "data" / "mine"
 
     def read():
-        run = open_run(artifacts / "runs" / "r", device=torch.device("cpu"))
+        run = open_run(artifacts / "runs" / "r")
         for i in sorted(run.data.store.ids):
             torch.from_numpy(run.data.store[i])
         run_config(run.folder)

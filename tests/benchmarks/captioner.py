@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vcutils.config import ExtractConfig, UserError
 from vcutils.corpora import open_corpus, open_run
@@ -196,7 +195,7 @@ def card(run: Run, clips: dict[str, np.ndarray], scores: dict[int, float], about
 
 def main(folder: Path, root: Path) -> None:
     """Choose the frames and the limit on validation clips, write the captioner and its card."""
-    run = open_run(folder, device=torch.device("cpu"))
+    run = open_run(folder)
     clips = read_clips(run, root)
     scores = score_by_frames(run, clips)
     threshold, about = unsure_below(run)

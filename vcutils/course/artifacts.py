@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
-
 from vcutils.config import Config
 from vcutils.corpora import load_corpus, open_run
 from vcutils.corpus import Corpus, make_splits, save_splits
@@ -45,4 +43,6 @@ def course_run() -> Run:
     epochs = len(log.read_text("utf-8").splitlines()) - 1 if log.is_file() else 0
     if not (folder / "best").is_dir() or epochs < (config.train.epochs or 0):
         Trainer(folder, config, data, References, resume="auto").fit()
-    return open_run(folder, device=torch.device("cpu"))
+    run = open_run(folder)
+    run.model.cpu()
+    return run
