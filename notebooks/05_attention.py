@@ -392,7 +392,7 @@ else:
 # - A weight says where the model looked. What did the word *need*? Take one frame away and see how much less likely the
 #   word becomes. We do so for every frame: T + 1 teacher-forced passes in one batch.
 # - The *need* of a word for a frame is the difference of the log-probabilities, with all frames and without this one, in
-#   nats. 0.7 nats: without the frame, the word is half as likely. Negative: it is more likely without it.
+#   nats. At `log(2)` the word is half as likely without the frame. Negative: it is more likely without it.
 #
 # **Predict** Is the frame that a word looks at most also the one that it needs most?
 
@@ -524,6 +524,12 @@ for place, masses in inside.items():
 # read from the first frames, whatever they show. That is so on the sample. Its captions tell the scenes in order, so the
 # model needs no more than their place; it looks at the right frames, but not because of what is in them. Pointing alone
 # could not have shown that.
+#
+# Can attention be made to match words with pictures? `attention="matched"` weighs a frame by how well it goes with the
+# words said so far, and training tells it so: among the clips of a batch, the words must find their own. On real clips,
+# with one scene each, that is the default for large corpora; there it finds the right part of most splices, while
+# additive attention stays at chance ([docs/results.md](../docs/results.md)). On the sample it cannot work: before the
+# first word nothing was said, so it does not know where to begin, and nothing tells it to go on to the next scene.
 #
 # Pointing counts only words that are true of the clip. A model that names little rightly could still point well. So
 # read its rows together with the share of scenes whose thing, or whose change, the captions name rightly:
