@@ -314,7 +314,7 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
     assert chosen == {
         "sample": (18, 8, 1.4e-3, 0.0, 5, 0.5, "additive", 0, 1.0, False),
         "medium": (30, 8, 2e-3, 0.25, 1, 0.3, "additive", 0, 1.0, False),
-        "large": (20, 32, 2e-3, 0.25, 1, 0.3, "matched", 4, 0.7, True),
+        "large": (20, 32, 2e-3, 0.25, 1, 0.3, "additive", 4, 0.5, False),
     }
     train, model = (
         dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0),
