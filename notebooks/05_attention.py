@@ -528,7 +528,7 @@ for place, masses in inside.items():
 # Can attention be made to match words with pictures? `attention="matched"` weighs a frame by how well it goes with the
 # words said so far, and training tells it so: among the clips of a batch, the words must find their own. On real clips
 # it finds the right part of most splices, while additive attention stays at chance; yet its captions are worse
-# ([docs/results.md](../docs/results.md)). On the sample it cannot work: before the first word nothing was said, so it
+# (docs/results.md). On the sample it cannot work: before the first word nothing was said, so it
 # does not know where to begin, and nothing tells it to go on to the next scene.
 #
 # Pointing counts only words that are true of the clip. A model that names little rightly could still point well. So

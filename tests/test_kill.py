@@ -101,17 +101,17 @@ def attempt(request, args):
         sys.addaudithook(hook)
         import torch
 
-        from vcutils import train
         from vcutils.cli import main
+        from vcutils.runtime import objective
 
-        loss = train.fast_loss
+        loss = objective.fast_loss
 
         def counted(*args, **kwargs):
             if torch.is_grad_enabled():
                 os.write(steps, b".")
             return loss(*args, **kwargs)
 
-        train.fast_loss = counted
+        objective.fast_loss = counted
         code = main(args)
         sys.stdout.flush()
     except SystemExit as error:

@@ -42,9 +42,9 @@ class Photo:
     """One photograph and the words for it; `focus` is the (x, y, size) of the crop, as fractions."""
 
     file: str
-    names: list[str]  # the usual one first
-    words: list[str]  # the tokens of its names that name what is seen
-    focus: list[float]
+    names: tuple[str, ...]  # the usual one first
+    words: tuple[str, ...]  # the tokens of its names that name what is seen
+    focus: tuple[float, float, float]
     credit: str
 
 
@@ -53,9 +53,9 @@ class Change:
     """One visible change in two wordings, the usual one first, and the tokens in them that mean the change."""
 
     name: str
-    does: list[str]  # a cat ...
-    doing: list[str]  # we see a cat ...
-    words: list[str]
+    does: tuple[str, str]  # a cat ...
+    doing: tuple[str, str]  # we see a cat ...
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,16 @@ class Clip:
         return self.id + self.suffix
 
 
-_TABLES = json.loads(files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8"))
+def _in_tuples(row: dict[str, Any]) -> dict[str, Any]:
+    """A table's row, its lists as tuples, so that what is made of it can be hashed."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
+_TEXT = files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8")
+_TABLES = json.loads(_TEXT, object_hook=_in_tuples)
 PHOTOS = tuple(Photo(**row) for row in _TABLES["photos"])
 CHANGES = tuple(Change(**row) for row in _TABLES["changes"])
-FORMS: list[list[str]] = _TABLES["forms"]  # sentence forms, each for one, two and three scenes
+FORMS: tuple[list[str], ...] = _TABLES["forms"]  # sentence forms, each for one, two and three scenes
 
 CAPTIONS = 5  # per clip
 FAVOURED = 6  # how much likelier the two forms of the first scene's change are
