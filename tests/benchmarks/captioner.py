@@ -113,13 +113,13 @@ with attention over frames, {parameters:.1f} million weights, {megabytes:.1f} MB
 - `{features}` features, ImageNet weights `{weights}`, each frame squeezed whole to 224 × 224;
   {frames} real frames a clip. Features made anew from video files of {clips} of the
   clips are the same but for the files' compression: mean cosine {cosine:.3f}.
-- Recipe: vcutils' default, seed {seed}, {done} of its {epochs} epochs; the weights are those of epoch {best},
-  the best by validation CIDEr.
+- Recipe: vcutils' default, seed {seed}, {epochs} epochs and {rewarded} self-critical ones, which reward the model's own
+  captions with their CIDEr; the weights are those of epoch {best}, the best by validation CIDEr.
 
 ## How good it is
 
 Test split, {test} clips, {references:g} references each, PTB tokenizer, beam {beam}, one seed. COCO caption protocol,
-× 100. The test split was looked at once, when the model was chosen.
+× 100. The test split was looked at once for this captioner, and once for the one before it.
 
 ```
 {table}
@@ -146,6 +146,8 @@ which are {share:.0%} of the {val} clips, {rest:.1f} above. This is a weak sign 
 - It knows {words:,} English words, and the world of MSR-VTT: people who talk, cook, sing, play; sports, cars, cartoons,
   games. What it has not seen there it calls by the nearest thing it knows.
 - It says one sentence about the whole clip. It reads no text, hears nothing, and knows no names.
+- It says few different words ({vocabulary} in its {test} test captions, where people say {people} in as many), and
+  {copied:.0%} of those captions stand in the training split word for word.
 - It falls back on common sentences: "{commonest}" for {often:.0%} of the validation clips.
 - Its attention is close to uniform on such clips: do not take it as an explanation (docs/results.md).
 - Captions repeat what people wrote, with their biases, such as who is called a man or a woman.
@@ -180,7 +182,7 @@ def card(run: Run, clips: dict[str, np.ndarray], scores: dict[int, float], about
         cosine=likeness(run, clips),
         seed=run.config["train"]["seed"],
         epochs=run.config["train"]["epochs"],
-        done=len(rows),
+        rewarded=run.config["train"]["scst_epochs"],
         best=max(rows, key=lambda row: float(row["val_CIDEr"]))["epoch"],
         references=metrics["protocol"]["references per clip"]["mean"],
         beam=metrics["protocol"]["beam"],
@@ -190,6 +192,9 @@ def card(run: Run, clips: dict[str, np.ndarray], scores: dict[int, float], about
         by_frames=", ".join(f"{score:.1f} with {count}" for count, score in scores.items()),
         threshold=config["unsure_below"],
         words=len(run.vocabulary),
+        vocabulary=metrics["diagnostics"]["this model"]["vocabulary"],
+        people=metrics["diagnostics"]["one reference"]["vocabulary"],
+        copied=metrics["diagnostics"]["this model"]["copied"],
     )
 
 
