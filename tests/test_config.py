@@ -316,6 +316,8 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
         "medium": (30, 8, 2e-3, 0.25, 1, 0.3, "additive", 0, 1.0, False),
         "large": (20, 32, 2e-3, 0.25, 1, 0.3, "additive", 4, 0.5, False),
     }
+    single = config.suited(Config(train=TrainConfig(captions_per_clip=1)), *sizes["large"])
+    assert single.train.scst_epochs == 0, "a clip's only sample has no other to be compared with"
     train, model = (
         dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0),
         ModelConfig(dropout=0.0, attention="uniform"),

@@ -175,7 +175,7 @@ def suited(config: Config, clips: int, captions: int) -> Config:
         lr=1.4e-3 if small else 2e-3,
         frame_dropout=0.0 if small else 0.25,
         val_beam_size=5 if small else 1,
-        scst_epochs=4 if large else 0,
+        scst_epochs=4 if large and config.train.captions_per_clip > 1 else 0,
     )
     model = settings.filled(config.model, dropout=0.5 if small else 0.3)
     decode = settings.filled(config.decode, length_penalty=0.5 if large else 1.0)
