@@ -13,9 +13,9 @@ from vcutils.dataset import pad_frames
 from vcutils.decode import NEVER, Hypothesis
 from vcutils.model import CaptionModel
 from vcutils.runtime.files import read_json, reading
-from vcutils.vocab import END, START, UNK, Vocabulary
+from vcutils.vocab import END, SPECIALS, START, UNK, Vocabulary
 
-WORD_END = "<end>"  # the word at which a caption ends
+WORD_END = SPECIALS[END]  # the word at which a caption ends
 ALTERNATIVES = 5
 
 

@@ -11,8 +11,6 @@ from vcutils.runtime.fast import fast_loss, sampled_inputs
 from vcutils.runtime.rewards import TEMPERATURE, CaptionWeights, sampled_batch, without_chance
 from vcutils.runtime.settings import UserError
 
-PAD, START = 0, 1  # of vocab.py, which this folder does not import
-
 
 class Objective:
     """The loss of each batch by a run's settings.
@@ -25,6 +23,7 @@ class Objective:
     def __init__(self, config: Config, data: Any, references: Callable, autocast: Callable) -> None:
         settings: Any = config.train
         self.settings, self.vocabulary, self.autocast = settings, data.vocabulary, autocast
+        self.pad, self.start = (data.vocabulary.index[name] for name in ("<pad>", "<start>"))
         captions = {i: data.captions[i] for i in data.splits["train"]}
         if settings.scst_epochs and settings.captions_per_clip < 2:
             raise UserError("scst_epochs: needs captions_per_clip of 2 or more, which are each other's baseline")
@@ -52,11 +51,11 @@ class Objective:
             model = getattr(network, "module", network).model
             batch, advantages = sampled_batch(model, batch, self.vocabulary, self.references, settings.max_length)
             with self.autocast():
-                return batch, fast_loss(network, batch, PAD, weights=advantages, temperature=TEMPERATURE)
-        weights, inputs = self.weights(batch, PAD) if settings.caption_weights else None, None
+                return batch, fast_loss(network, batch, self.pad, weights=advantages, temperature=TEMPERATURE)
+        weights, inputs = self.weights(batch, self.pad) if settings.caption_weights else None, None
         if guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
             with self.autocast():  # a block of its own: it keeps copies of weights without gradients
-                inputs = sampled_inputs(network, batch, PAD, START, guessed)
+                inputs = sampled_inputs(network, batch, self.pad, self.start, guessed)
         with self.autocast():
             smoothing = settings.label_smoothing
-            return batch, fast_loss(network, batch, PAD, smoothing, inputs, weights, matching=self.matching)
+            return batch, fast_loss(network, batch, self.pad, smoothing, inputs, weights, matching=self.matching)
