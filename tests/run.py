@@ -1,0 +1,74 @@
+"""`make test`: pytest, the notebooks, the exercises' solutions and the short matrix, two jobs at a time.
+
+    python tests/run.py
+
+One process with two threads leaves a core idle for much of pytest; two processes with a thread each do not. What a job
+prints is shown when it ends, and a table of all of them at the end. Plain `python -m pytest` runs the same tests in one.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+BEGINNINGS = ("test_[a-c]", "test_[d-g]", "")  # of files' names: a part of the tests each; "" takes all others
+
+
+def parts() -> dict[str, list[str]]:
+    """Every test file of tests/ in one part, and those of tests/browser in another: what each part is called, its paths."""
+    left, found = set(REPO.glob("tests/test_*.py")), {"pytest browser": ["tests/browser"]}
+    for beginning in BEGINNINGS:
+        own = left & set(REPO.glob(f"tests/{beginning}*.py"))
+        left -= own
+        found[f"pytest {beginning or 'others'}"] = sorted(path.relative_to(REPO).as_posix() for path in own)
+    return found
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """What each job runs, one command after the other, in the order in which jobs begin."""
+    pytest = [sys.executable, "-m", "pytest"]
+    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "notebooks"]
+    solutions = [sys.executable, "-m", "vcutils", "course", "solutions", "--out", "{scratch}/solutions"]
+    return {
+        **{name: [[*pytest, *paths]] for name, paths in parts().items()},
+        "notebooks": [[*pytest, *nbval], solutions],
+        "matrix": [[sys.executable, "tests/matrix/run.py", "--short"]],  # two rows at a time: last, where a core is idle
+    }
+
+
+def run(name: str, job: list[list[str]]) -> tuple[str, float, int]:
+    """Run a job's commands until one fails, and print what they print; its name, seconds and status."""
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    print(f"begins: {name}", flush=True)
+    start, output, status = time.monotonic(), [], 0
+    with tempfile.TemporaryDirectory(prefix="vcutils-test-") as scratch:
+        env = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        if name == "notebooks":
+            env |= {"VCUTILS_PROFILE": "tiny", "VCUTILS_CORPUS": "", "VCUTILS_DATA": scratch, "TQDM_DISABLE": "1"}
+        for command in job:
+            command = [part.format(scratch=scratch) for part in command]
+            done = subprocess.run(command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            output += ["$ " + " ".join(command), done.stdout.decode("utf-8", "replace")]
+            if status := done.returncode:
+                break
+    print("\n".join([f"{'failed' if status else 'done'}: {name}", *output]), flush=True)
+    return name, time.monotonic() - start, status
+
+
+def main() -> int:
+    """Run all jobs; 1 if any failed."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(run, *zip(*commands().items(), strict=True)))
+    for name, seconds, status in rows:
+        print(f"{name:<20}{seconds:>6.0f} s  {'failed' if status else 'ok'}")
+    print(f"all in {time.monotonic() - start:.0f} s")
+    return int(any(status for _, _, status in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
