@@ -265,6 +265,9 @@ def test_report_shows_marks_answers_and_functions_and_escapes_them(marked):
     page = (out / "reports" / "right.html").read_text("utf-8")
     assert "19 of 19" in page and "Without the BiLSTM each frame is encoded alone" in page
     assert "times &lt; event[&quot;end&quot;]" in page and "<script" not in page
+    assert "<h3>3.5</h3><blockquote>**Your paragraph** Which row" in page and "**Next**" not in page
+    blank = (out / "reports" / "blank.html").read_text("utf-8")
+    assert blank.count("<p>not written</p>") == 5 and "<tr class=lost>" in blank and "class=lost" not in page
     assert "an endless loop?" in (out / "reports" / "loop.html").read_text("utf-8")
 
 
@@ -322,6 +325,13 @@ def test_marking_survives(trick):
         cells = [source.replace("PORT", str(server.getsockname()[1]))]
         result = sandbox.examine(task("1.2", cells), seconds=5)
     assert result["mark"] == 0.0 and reason in result["reason"]
+
+
+def test_code_that_only_waits_is_stopped_and_not_called_a_loop(monkeypatch):
+    monkeypatch.setattr(sandbox, "WAITING", 3)
+    cells = ["import time\ndef cosine(X):\n    time.sleep(10**6)"]
+    reason = sandbox.examine(task("1.2", cells), seconds=0.5)["reason"]
+    assert reason == "stopped after 3 seconds: does it wait for something?"
 
 
 def test_table_is_safe_to_open_in_a_spreadsheet(tmp_path):

@@ -24,7 +24,7 @@ def expect_build_vocabulary(function: Callable) -> None:
                 raise Differs(f"{what} holds words in capitals: use `tokenize`, which writes them small.")
             if len(got) == len(expected) and set(got) == set(expected) and list(got) != expected:
                 place = next(n for n, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b)
-                raise Differs(f"{what} has the right words in another order; the first out of place is entry [{place}].")
+                raise Differs(f"{what} has the right words in another order; the first out of place is [{place}].")
             if len(got) != len(expected):
                 raise Differs(f"{what} has {len(got)} words, expected {len(expected)}.")
         same(what, got, expected)

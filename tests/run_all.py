@@ -1,9 +1,9 @@
 """`make test`: pytest, the notebooks, the exercises' solutions and the short matrix, two jobs at a time.
 
-    python tests/run.py
+    python tests/run_all.py
 
 One process with two threads leaves a core idle for much of pytest; two processes with a thread each do not. What a job
-prints is shown when it ends, and a table of all of them at the end. Plain `python -m pytest` runs the same tests in one.
+prints is shown when it ends, and a table of all jobs at the end. Plain `python -m pytest` runs the same tests in one.
 """
 
 import os
@@ -19,7 +19,7 @@ BEGINNINGS = ("test_[a-c]", "test_[d-g]", "")  # of files' names: a part of the 
 
 
 def parts() -> dict[str, list[str]]:
-    """Every test file of tests/ in one part, and those of tests/browser in another: what each part is called, its paths."""
+    """The test files by part: what the part is called, and its paths. Every file is in one part."""
     left, found = set(REPO.glob("tests/test_*.py")), {"pytest browser": ["tests/browser"]}
     for beginning in BEGINNINGS:
         own = left & set(REPO.glob(f"tests/{beginning}*.py"))
@@ -36,7 +36,7 @@ def commands() -> dict[str, list[list[str]]]:
     return {
         **{name: [[*pytest, *paths]] for name, paths in parts().items()},
         "notebooks": [[*pytest, *nbval], solutions],
-        "matrix": [[sys.executable, "tests/matrix/run.py", "--short"]],  # two rows at a time: last, where a core is idle
+        "matrix": [[sys.executable, "tests/matrix/run.py", "--short"]],  # last, since it runs two rows at a time
     }
 
 
