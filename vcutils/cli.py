@@ -117,14 +117,17 @@ def train(
     corpus: CorpusArg,
     train: tyro.conf.OmitArgPrefixes[TrainConfig],
     model: tyro.conf.OmitArgPrefixes[ModelConfig],
-    run: Annotated[str, arg(help="name of the run, data/<corpus>/runs/<name>")] = "default",
+    run: Annotated[
+        str,
+        arg(aliases=("--name",), help="name of the run, data/<corpus>/runs/<name>; torchrun keeps --run for itself"),
+    ] = "default",
     seeds: SeedsArg = 1,
     resume: Annotated[bool, arg(help="go on from the run's last checkpoint")] = False,
     backbone: BackboneArg = None,
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Train a run, also under `accelerate launch`; builds split and vocabulary first where they are missing.
+    """Train a run, also under torchrun and `accelerate launch`; builds split and vocabulary where they are missing.
 
     With several seeds, `evaluate` reports mean and standard deviation.
     """
@@ -147,6 +150,7 @@ def train(
         reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
         _print(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
+    trainer.accelerator.end_training()
     return 0
 
 
@@ -157,11 +161,14 @@ def ablate(
 
     Choices are made on val, never on test.
     """
+    from vcutils.runtime.processes import place
     from vcutils.scores import ablations
 
     opened, config = _open(corpus, data)
     numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
     result = ablations.ablate(config, _training_data(opened, config), config.artifacts / "runs", numbers, split)
+    if place()[0]:  # the main process tells
+        return 0
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
@@ -346,11 +353,10 @@ def _run(folder: Path | None, beam: int | None) -> tuple[Any, DecodeConfig]:
 
 def _training_data(opened: Any, config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
-    from accelerate import PartialState
-
     from vcutils.dataset import load_data
+    from vcutils.runtime.processes import join
 
-    with PartialState().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
+    with join().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _print(_make_vocab(opened, config), as_json=False)
     return load_data(opened, config.artifacts, config.extract)
