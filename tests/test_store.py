@@ -128,7 +128,7 @@ KINDS = ["cut", "longer", "half", "header cut", "empty", "a whole batch gone"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_part_is_refused(folder, kind):
     damage(next(pack(folder, progress=False).iterdir()), kind)
-    with pytest.raises(UserError, match=r"packed-00000\.arrow: not a whole Arrow stream .* delete it, or pack .* again"):
+    with pytest.raises(UserError, match=r"packed-00000\.arrow: not a whole Arrow stream .* delete it, or pack"):
         FeatureStore(folder)
 
 
@@ -160,7 +160,7 @@ def test_other_files_are_no_parts(folder):
 def test_parts_of_two_kinds_of_features_are_refused(folder):
     records = [clip_record({"id": i, "backbone": i}, np.ones((3, 4), np.float16)) for i in "ab"]
     write_part(folder, "0", records)
-    with pytest.raises(UserError, match="a has backbone a.*, b backbone b.* extract all clips alike"):
+    with pytest.raises(UserError, match=r"a has backbone a.*, b backbone b.* extract all clips alike"):
         FeatureStore(folder)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vcutils.runtime.files import reading, write_text
+from vcutils.runtime.files import reading, write_text, writing
 from vcutils.runtime.settings import UserError
 
 MANIFEST = "manifest.jsonl"
@@ -31,10 +31,26 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
         with reading(path, "not a manifest", "delete it and extract again"):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            lines = path.read_bytes().split(b"\n")
+            if b'{"id": "'.startswith(lines[-1][:8]) and not lines[-1].endswith(b"}"):
+                lines.pop()  # a killed process did not finish it, or the file's end
+            for line in lines:
                 row = json.loads(line)
                 rows[row["id"]] = dict(row)
     return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row at the end of a manifest, where it counts for more than an earlier one of its id."""
+    with writing(path), open(path, "ab") as file:
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def mend_manifest(path: Path) -> None:
+    """Cut off a last line that a killed process did not finish, so that rows can be appended."""
+    if path.is_file():
+        with writing(path), open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
