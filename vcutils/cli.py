@@ -95,11 +95,12 @@ def extract(
 
 
 def pack(features: FeaturesArg, as_json: JsonArg = False) -> int:
-    """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
-    from vcutils.runtime import store
+    """Write a folder's features into Arrow files, read in their place: for tens of thousands of clips and more."""
+    from vcutils.runtime import arrow, store
 
-    path, clips = store.pack(features), len(store.FeatureStore(features).ids)
-    return _print({"pack": str(path), "clips": clips, "bytes": path.stat().st_size}, as_json)
+    parts, clips = arrow.pack(features), len(store.FeatureStore(features).ids)
+    size = sum(path.stat().st_size for path in parts.iterdir())
+    return _print({"parts": str(parts), "clips": clips, "bytes": size}, as_json)
 
 
 def vocab(

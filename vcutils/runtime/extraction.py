@@ -1,6 +1,6 @@
 """A corpus' extraction: features of many clips at once, and the books: what is done, what failed, how long it takes.
 
-A killed run repeats a few seconds of work; a clip that failed is tried again when its file or the settings changed.
+A killed run repeats the clips that it was at; one that failed is tried again when its file or the settings changed.
 """
 
 import math
@@ -21,10 +21,9 @@ from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import decode_clips
 from vcutils.runtime.files import duration, holding, note, replacing
 from vcutils.runtime.settings import UserError
-from vcutils.runtime.store import MANIFEST, read_manifest, write_manifest
+from vcutils.runtime.store import MANIFEST, append_row, mend_manifest, read_manifest, write_manifest
 from vcutils.video import Frames
 
-SAVE_SECONDS = 5.0  # between writes of the manifest: what a killed run repeats at most
 NOTE_SECONDS = 60.0  # between lines of log.txt
 
 
@@ -80,7 +79,7 @@ class Ledger:
         self.clips = {i: clips[i] for i in sorted(clips)[index - 1 :: self.count]}
         self.report = Report(artifacts / "features" / config.backbone)
         self.manifest = self.report.folder / f"manifest{self.shard}.jsonl"
-        self.started = self.saved = self.noted = monotonic()
+        self.started = self.noted = monotonic()
 
     def __enter__(self) -> "Ledger":
         self._hold = ExitStack()
@@ -89,6 +88,7 @@ class Ledger:
         self.rows = {i: known[i] for i in self.clips if self._is_settled(i, known.get(i, {}))}
         self.todo = {i: path for i, path in self.clips.items() if i not in self.rows}
         if self.todo:
+            mend_manifest(self.manifest)
             self._note(f"{len(self.todo)} clips to do, {len(self.report.skipped)} done before")
         return self
 
@@ -123,10 +123,8 @@ class Ledger:
         else:
             self.report.written.append(video_id)
             self.report.frames += len(features)
+        append_row(self.manifest, row)
         now = monotonic()
-        if now - self.saved > SAVE_SECONDS:
-            write_manifest(self.manifest, self.rows)
-            self.saved = now
         if now - self.noted > NOTE_SECONDS:
             self.noted, spent = now, now - self.started
             done = len(self.report.written) + sum(i in self.todo for i in self.report.failed)
