@@ -64,13 +64,11 @@ def extract(
     backbone: BackboneArg = None,
     num_frames: Annotated[int | None, arg(help="frames per clip")] = None,
     shard: Annotated[str, arg(help="I/N takes every N-th clip, for N processes or machines side by side")] = "1/1",
-    engine: Annotated[Literal["local", "ray"], arg(help="ray spreads N shards over a Ray cluster")] = "local",
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
     """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over."""
     from vcutils.features import extract_corpus, feature_folder
-    from vcutils.runtime.extraction import extract_with_ray
 
     opened, config = _open(corpus, data, backbone, extract={"num_frames": num_frames})
     if feature_folder(opened, config.artifacts, config.extract) in opened.features.values() or not opened.clips:
@@ -79,11 +77,7 @@ def extract(
     index, _, count = shard.partition("/")
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {shard!r}: write I/N with 1 <= I <= N, such as 2/8")
-    task = functools.partial(extract_corpus, opened, config.artifacts, config.extract)
-    if engine == "ray":
-        report = extract_with_ray(functools.partial(task, progress=False), int(count))
-    else:
-        report = task((int(index), int(count)))
+    report = extract_corpus(opened, config.artifacts, config.extract, (int(index), int(count)))
     summary = {
         "features": str(report.folder),
         "written": len(report.written),

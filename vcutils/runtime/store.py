@@ -37,7 +37,11 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
         with reading(path, "not a manifest", "delete it and extract again"):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:  # a shard has just merged it into the one manifest
+                return read_manifest(folder)
+            for line in text.splitlines():
                 row = json.loads(line)
                 rows[row["id"]] = dict(row)
     return rows
