@@ -141,14 +141,16 @@ class Worker:
 
 
 def decode_clips(
-    clips: Mapping[str, Path],
+    clips: Iterable[tuple[str, Path]],
     num_frames: int,
     resize: Resize | None,
     workers: int | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
-    """(id, frames or the reason why there are none) of clips in order, by `workers` processes; None: one per core."""
-    count = min(workers or cpu_count(), max(1, len(clips)))
+    """(id, frames or the reason why there are none) of clips (id, file) in order, by `workers` processes; None: one per
+    core. They start when they are needed.
+    """
+    count = workers or cpu_count()
     started = [Worker(num_frames, resize, patience) for _ in range(count)]
     idle = started.copy()  # each of the pool's threads takes one for a clip
 
@@ -164,7 +166,7 @@ def decode_clips(
     pool = ThreadPoolExecutor(count)
     waiting: deque[tuple[str, Future]] = deque()
     try:
-        for video_id, path in clips.items():
+        for video_id, path in clips:
             waiting.append((video_id, pool.submit(decode, path)))
             if len(waiting) > AHEAD * count:
                 oldest, future = waiting.popleft()
@@ -181,7 +183,7 @@ def unreadable_clips(
     clips: Mapping[str, Path], workers: int | None = None, patience: float = PATIENCE
 ) -> dict[str, str]:
     """The reason for every clip of which not even the first frame decodes; see `decode_clips`."""
-    decoded = decode_clips(clips, 0, None, workers, patience)
+    decoded = decode_clips(clips.items(), 0, None, workers, patience)
     return {video_id: str(frames) for video_id, frames in decoded if isinstance(frames, VideoError)}
 
 
