@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parent.parent
 NOUNS, VERBS = ("cat", "dog", "man", "woman"), ("sits", "runs", "sings", "cooks")
 SMALL = ["--embed-dim=8", "--encoder-dim=6", "--decoder-dim=12", "--attention-dim=6", "--val-beam-size=1"]
-KILLED = [*SMALL, "--epochs=12", "--batch-size=2", "--checkpoint-every=1", "--dropout=0.2"]
+KILLED = [*SMALL, "--epochs=7", "--batch-size=2", "--checkpoint-every=1", "--dropout=0.2"]
 # Settings of a run with one process, and what two have in their place for an equal batch in all.
 VARIANTS = {
     "plain": {},
@@ -253,7 +254,7 @@ def test_each_process_has_its_share_and_the_log_counts_all(pair, job):
     ids = sorted(job["data"].splits["train"])
     for epoch in (0, 1):
         shares = [[i for e, _, clips in seen["shown"] if e == epoch for i in clips] for seen in (first, second)]
-        assert sorted(sum(shares, [])) == ids and min(map(len, shares)) == 4
+        assert sorted([*shares[0], *shares[1]]) == ids and min(map(len, shares)) == 4
     assert first["words"] == second["words"] and first["words"][0] > 0.7 * words_of(job["data"], ids)
     for one, other in zip(first["predicted"], second["predicted"], strict=True):
         assert not set(one) & set(other) and sorted(one + other) == sorted(job["data"].splits["val"])
@@ -269,7 +270,7 @@ def test_processes_talk_on_the_cpu_and_agree_on_a_batch_size(pair):
 def test_two_that_were_cut_go_on_as_if_never_cut(pair, job):
     from safetensors.torch import load_file
 
-    (first, second), _, _ = pair
+    first = pair[0][0]
     times = ("seconds", "words_per_second")
     whole, resumed = ([{k: v for k, v in r.items() if k not in times} for r in first[n]] for n in ("whole", "resumed"))
     assert whole == resumed and len(whole) == 2
@@ -314,14 +315,15 @@ def test_run_survives_a_process_that_is_killed(pair, corpus):
     run = data / "mine" / "runs" / "killed"
     line = documented("torchrun --nnodes 1:8")
     process = launched(line, corpus, "killed", ["--data", str(data), *KILLED])
-    late = time.monotonic() + 240
+    late, workers = time.monotonic() + 240, {}
     while process.poll() is None and not (run / "log.csv").exists() and time.monotonic() < late:
-        time.sleep(0.02)
-    os.kill(children(process.pid)[1], signal.SIGKILL)
+        workers = workers if 1 in workers else children(process.pid)
+        time.sleep(0.005 if workers else 0.5)
+    os.kill(workers[1], signal.SIGKILL)
     text = finished(process)
-    assert len(log_of(run)) == 13 and log_of(run) == log_of(run.with_name("undisturbed"))
+    assert len(log_of(run)) == 8 and log_of(run) == log_of(run.with_name("undisturbed"))
     told = (data / "mine" / "log.txt").read_text()
-    starts = re.findall(r"train killed: 12 epochs, from epoch (\d+), step (\d+)", told)
+    starts = re.findall(r"train killed: 7 epochs, from epoch (\d+), step (\d+)", told)
     assert len(starts) == 2 and starts[0] == ("0", "0") and int(starts[1][1]) > 0, text[-2000:]
 
 
@@ -389,7 +391,9 @@ class Waits(TorchDispatchMode):
         name = function._schema.name.removeprefix("aten::")
         masks = [i for i in (args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else []) or []]
         if name in WAITS or any(i is not None and i.dtype == torch.bool for i in masks):
-            self.found.append(name)
+            where = [frame.filename for frame in traceback.extract_stack()]
+            if not any(path.endswith("modules/rnn.py") for path in where):  # reads batch sizes, always on the CPU
+                self.found.append(name)
         return function(*args, **(kwargs or {}))
 
 
@@ -424,8 +428,9 @@ def test_no_step_waits_for_a_gpu(toy_data, tmp_path, monkeypatch, changes):
 
     steps()  # optimizers prepare themselves at their first step
     if "caption_weights" not in changes:  # which looks captions up where they still are on the CPU
-        for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__"):
-            monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: read.append(name))
+        calls = {name: getattr(torch.Tensor, name) for name in ("tolist", "item", "cpu", "__bool__", "__float__")}
+        for name in calls:
+            monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: read.append(name) or calls[name](self))
     with waits:
         steps()
     monkeypatch.undo()
