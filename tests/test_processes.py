@@ -54,8 +54,8 @@ def trainer(job, name, processes=1, resume=False, attention="additive", dropout=
     return Trainer(Path(job["runs"]) / name, config, job["data"], References, resume, progress=False)
 
 
-def two_processes(path):
-    """What each of the two does; it leaves a JSON file."""
+def two_processes(path, *command):
+    """What each of the two does, a command line first; it leaves a JSON file."""
     from accelerate import Accelerator
 
     from vcutils import train
@@ -65,11 +65,11 @@ def two_processes(path):
 
     path = Path(path)
     job = pickle.loads(path.read_bytes())
-    commands, seen = job["commands"], {"histories": {}, "shown": [], "predicted": [], "words": []}
+    seen = {"histories": {}, "shown": [], "predicted": [], "words": []}
 
-    # The command line first: nothing else has said yet that there are two.
+    # Nothing else has said yet that there are two.
     Accelerator.end_training = lambda self: None  # there is more to do
-    assert main(commands[0]) == 0
+    assert main(command) == 0
     rank, _ = processes.place()
     seen["backend"] = torch.distributed.get_backend()
 
@@ -157,7 +157,7 @@ def launched(line, corpus, name, options):
     return subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **pipes)
 
 
-def finished(process, seconds=240):
+def finished(process, seconds=400):
     try:
         text, _ = process.communicate(timeout=seconds)
     finally:
@@ -201,15 +201,12 @@ def job(corpus):
 
 @pytest.fixture(scope="module")
 def pair(job, corpus):
-    """(what each process saw, the histories of one process, the clips that its leg showed)."""
+    """What each process saw; the histories of one process; the clips that its leg showed; what was printed."""
     home = corpus.parent
-    parsed = documented("torchrun --standalone")
-    where = parsed.index("vcutils")
-    command = [{"CORPUS": str(corpus), "NAME": "undisturbed"}.get(word, word) for word in parsed[where + 1 :]]
-    command += ["--data", str(home / "data"), *KILLED]
-    (home / "job").write_bytes(pickle.dumps(job | {"commands": [command]}))
-    line = [*parsed[: where - 1], __file__, str(home / "job")]
-    process = launched(line, corpus, "", [])
+    (home / "job").write_bytes(pickle.dumps(job))
+    line = documented("accelerate launch")  # with this file in place of the package
+    line[line.index("-m") : line.index("vcutils") + 1] = [__file__, str(home / "job")]
+    process = launched(line, corpus, "undisturbed", ["--data", str(home / "data"), *KILLED])
     alone = {name: trainer(job, f"{name}-1", **changes).fit() for name, changes in VARIANTS.items()}
     while process.poll() is None and not all((home / f"leg1-{rank}").exists() for rank in (0, 1)):
         time.sleep(0.05)
@@ -228,14 +225,14 @@ def pair(job, corpus):
         one.objective = Shown()
         one.fit()
     (home / "leg2").touch()
-    finished(process)
+    text = finished(process)
     seen = [json.loads((home / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
-    return seen, alone, leg
+    return seen, alone, leg, text
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_losses_are_those_of_one_process(pair, name):
-    (first, second), alone, _ = pair
+    (first, second), alone, *_ = pair
     rows = first["histories"][name]
     assert rows == second["histories"][name], "every process knows the same log"
     assert len(rows) == len(alone[name])
@@ -250,7 +247,7 @@ def words_of(data, ids, captions=2):
 
 
 def test_each_process_has_its_share_and_the_log_counts_all(pair, job):
-    (first, second), _, _ = pair
+    (first, second), *_ = pair
     ids = sorted(job["data"].splits["train"])
     for epoch in (0, 1):
         shares = [[i for e, _, clips in seen["shown"] if e == epoch for i in clips] for seen in (first, second)]
@@ -262,7 +259,7 @@ def test_each_process_has_its_share_and_the_log_counts_all(pair, job):
 
 
 def test_processes_talk_on_the_cpu_and_agree_on_a_batch_size(pair):
-    (first, second), _, _ = pair
+    (first, second), *_ = pair
     assert first["backend"] == second["backend"] == "gloo"
     assert first["fits"] == second["fits"] <= 7
 
@@ -280,7 +277,7 @@ def test_two_that_were_cut_go_on_as_if_never_cut(pair, job):
 
 
 def test_two_processes_then_one_then_two_show_every_clip_once_in_the_seeds_order(pair, job):
-    (first, second), _, leg = pair
+    (first, second), _, leg, _ = pair
     ids = job["data"].splits["train"]
     for epoch in (0, 1):
         shown = [(p, i) for e, places, clips in first["legs"] + leg + second["legs"] if e == epoch
@@ -315,7 +312,7 @@ def test_run_survives_a_process_that_is_killed(pair, corpus):
     run = data / "mine" / "runs" / "killed"
     line = documented("torchrun --nnodes 1:8")
     process = launched(line, corpus, "killed", ["--data", str(data), *KILLED])
-    late, workers = time.monotonic() + 240, {}
+    late, workers = time.monotonic() + 400, {}
     while process.poll() is None and not (run / "log.csv").exists() and time.monotonic() < late:
         workers = workers if 1 in workers else children(process.pid)
         time.sleep(0.005 if workers else 0.5)
@@ -327,22 +324,21 @@ def test_run_survives_a_process_that_is_killed(pair, corpus):
     assert len(starts) == 2 and starts[0] == ("0", "0") and int(starts[1][1]) > 0, text[-2000:]
 
 
-def test_documented_line_of_accelerate_starts_two(corpus, job):
-    data = corpus.parent / "data"
-    options = ["--data", str(data), *SMALL, "--epochs=1", "--batch-size=2", "--json"]
-    text = finished(launched(documented("accelerate launch"), corpus, "by-accelerate", options))
-    report = re.search(r"^\{$.*?^\}$", text, re.M | re.S)
-    assert report and json.loads(report[0])["epochs"] == 1 and text.count('"epochs"') == 1, "one of two tells"
-    with safe_tensors(data / "mine" / "runs" / "by-accelerate" / "last" / "model.safetensors") as names:
-        assert "resume.rng.cpu.1" in names, "one process ran"
+def test_documented_lines_of_torchrun_leave_the_runs_name_to_the_package():
+    """It takes what could be the beginning of one of its own options, such as --run."""
+    from torch.distributed.run import get_args_parser
+
+    for begin, last in (("torchrun --standalone", []), ("torchrun --nnodes 1:8", ["--resume"])):
+        given = get_args_parser().parse_args(documented(begin)[1:])
+        assert (given.module, given.training_script) == (True, "vcutils")
+        assert given.training_script_args == ["train", "CORPUS", "--name", "NAME", *last]
+    behind = get_args_parser().parse_args(["-m", "--", "vcutils", "train", "CORPUS", "--run", "NAME"])
+    assert behind.training_script_args == ["train", "CORPUS", "--run", "NAME"]
 
 
-def safe_tensors(path):
-    import contextlib
-
-    from safetensors.torch import load_file
-
-    return contextlib.nullcontext(load_file(path).keys())
+def test_one_of_two_tells(pair):
+    report = re.findall(r"^epochs +(\d+)$", pair[3], re.M)
+    assert report == ["7"]
 
 
 def test_accelerates_line_that_would_start_one_process_in_silence_is_refused(monkeypatch):
@@ -438,4 +434,4 @@ def test_no_step_waits_for_a_gpu(toy_data, tmp_path, monkeypatch, changes):
 
 
 if __name__ == "__main__":
-    two_processes(sys.argv[1])
+    two_processes(*sys.argv[1:])
