@@ -289,41 +289,53 @@ def test_shard_at_work_keeps_its_manifest(make_corpus, fake_backbone, tmp_path):
 def test_manifest_that_is_merged_while_it_is_read_loses_no_row(make_corpus, fake_backbone, tmp_path, monkeypatch):
     root = make_corpus(ids=("a", "b", "c"))
     folder = run(root, tmp_path / "out", shard=(1, 2)).folder
-    real = Path.read_text
+    real = Path.read_bytes
 
-    def merged_first(path, *args, **kwargs):
-        monkeypatch.setattr(Path, "read_text", real)
+    def merged_first(path):
+        monkeypatch.setattr(Path, "read_bytes", real)
         run(root, tmp_path / "out", shard=(2, 2))
-        return real(path, *args, **kwargs)
+        return real(path)
 
-    monkeypatch.setattr(Path, "read_text", merged_first)
+    monkeypatch.setattr(Path, "read_bytes", merged_first)
     assert sorted(read_manifest(folder)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
-    real, clock = extraction.decode_clips, iter(range(0, 10**6, 10))
-    monkeypatch.setattr(extraction, "monotonic", lambda: next(clock))  # ten seconds a look: rows are kept every five
+    real, folder, rows = extraction.decode_clips, tmp_path / "out" / "features" / "colours", {}
 
     def cut(*args):
         for video_id, frames in real(*args):
             if video_id == "v5":
+                rows.update(read_manifest(folder))  # what a kill at this moment would leave
                 raise error
             yield video_id, frames
 
     monkeypatch.setattr(extraction, "decode_clips", cut)
     with pytest.raises(error):
         run(root, tmp_path / "out")
-    folder = tmp_path / "out" / "features" / "colours"
     kept = sorted(stored(folder))
-    assert kept and "v5" not in kept
+    assert kept and "v5" not in kept and sorted(rows) == kept
     monkeypatch.setattr(extraction, "decode_clips", real)
     report = run(root, tmp_path / "out")
     assert report.skipped == kept and sorted(report.skipped + report.written) == [f"v{i}" for i in range(8)]
     whole = run(root, tmp_path / "whole")
     assert all(np.array_equal(f, stored(whole.folder)[i]) for i, f in stored(folder).items())
     assert not list(folder.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("size", [1, 9, 40, -1])
+def test_a_kill_in_the_middle_of_a_line_costs_that_clip_alone(make_corpus, fake_backbone, tmp_path, size):
+    root = make_corpus(ids=["a", "b", "кот"])
+    folder = run(root, tmp_path / "out").folder
+    whole = (folder / "manifest.jsonl").read_bytes()
+    *lines, last = whole.splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_bytes(b"".join(lines) + last[:size])
+    assert set(read_manifest(folder)) == set(FeatureStore(folder).ids) >= {"a", "b"}
+    report = run(root, tmp_path / "out")
+    assert len(report.written) <= 1 and set(report.written + report.skipped) == {"a", "b", "кот"}
+    assert (folder / "manifest.jsonl").read_bytes().rstrip() == whole.rstrip()
 
 
 @pytest.mark.parametrize("name", ["resnet9000", "timm/resnet9000"])

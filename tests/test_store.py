@@ -1,14 +1,20 @@
-"""A pack gives the same features as the files that it was made of, or says why not."""
+"""Arrow parts give the same features as the files that they were made of, or say why not."""
 
 import json
 import pickle
+import shutil
+import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
+from vcutils.cli import main
 from vcutils.config import UserError
-from vcutils.runtime.store import PACK, FeatureStore, pack
+from vcutils.runtime.arrow import INDEX, Parts, clip_record, pack, schema
+from vcutils.runtime.store import PARTS, FeatureStore
+
+pa = pytest.importorskip("pyarrow", reason="needs vcutils[scale]")
+pytest.importorskip("datasets", reason="needs vcutils[scale]")
 
 
 @pytest.fixture
@@ -25,64 +31,147 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_pack_gives_the_same_arrays(folder):
+def write_part(folder, name, records, columns=None):
+    """A part as a cluster writes it."""
+    (folder / PARTS).mkdir(exist_ok=True)
+    table = pa.Table.from_pylist(records, columns or schema())
+    with pa.OSFile(str(folder / PARTS / f"{name}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+
+
+def test_packed_features_are_the_same_arrays(folder):
     before = FeatureStore(folder)
     arrays = {i: before[i] for i in before.ids}
     pack(folder, progress=False)
     for path in folder.glob("*.npy"):
         path.unlink()
     store = FeatureStore(folder)
-    assert store.ids == {"a", "b", "кот 1"} and store.dim == 4
+    assert list(store.ids) == ["a", "b", "кот 1"] and store.dim == 4
     assert store.extracted == before.extracted and store.manifest == before.manifest
     for one in (store, pickle.loads(pickle.dumps(store))):  # as worker processes get it
         for i, array in arrays.items():
-            assert one[i].dtype == array.dtype and np.array_equal(one[i], array)
-    with pytest.raises(UserError, match="no features of ghost"):
-        store["ghost"]
+            assert one[i].dtype == array.dtype and np.array_equal(one[i], array) and one[i].flags.writeable
+    for ghost in ("ghost", "c", "stray"):
+        with pytest.raises(UserError, match=f"no features of {ghost}"):
+            store[ghost]
 
 
-def test_a_pack_is_a_safetensors_file(folder):
-    arrays = load_file(pack(folder, progress=False))
-    assert set(arrays) == {"a", "b", "кот 1"} and np.array_equal(arrays["кот 1"], FeatureStore(folder)["кот 1"])
+def test_packed_features_are_a_hugging_face_dataset(folder):
+    from datasets import load_dataset
+
+    parts = pack(folder, progress=False)
+    rows = load_dataset("arrow", data_files=str(parts / "*.arrow"), split="train", cache_dir=str(folder / "cache"))
+    assert rows["id"][:] == ["a", "b", "кот 1", "c"] and rows["features"][3] is None
+    assert np.array_equal(np.frombuffer(rows[2]["features"], "<f2"), FeatureStore(folder)["кот 1"][0])
 
 
-def test_a_pack_that_fails_leaves_nothing(folder):
+def test_parts_of_a_cluster_need_no_step_that_merges_them(folder):
+    """Without manifest and index; a clip that failed at first has the features of its second try."""
+    for path in folder.glob("*.*"):
+        path.unlink()
+    one, two = np.ones((2, 4), np.float16), np.full((2, 4), 2, np.float16)
+    row = {"backbone": "x", "weights": "w", "num_frames": 2, "bytes": 5, "mtime": 6}
+    write_part(folder, "0", [clip_record({"id": i, **row}, one) for i in "db"])
+    store = FeatureStore(folder)
+    assert list(store.ids) == ["b", "d"] and not (folder / INDEX).exists()  # reading writes nothing
+    write_part(folder, "1", [clip_record({"id": "a", "error": "cut"}, None), clip_record({"id": "b", **row}, two)])
+    write_part(folder, "2", [clip_record({"id": "a", **row}, two), clip_record({"id": "d", "error": "gone"}, None)])
+    assert list(FeatureStore(folder).ids) == ["a", "b", "d"]
+    pack(folder)  # makes the index, no more
+    assert sorted(path.name for path in (folder / PARTS).iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
+    store = FeatureStore(folder)
+    assert [float(store[i].max()) for i in "abd"] == [2, 1, 1]
+    assert store.extracted == {"backbone": "x", "weights": "w", "num_frames": 2}
+    assert store.manifest["a"] == {"id": "a", **row} and "c" not in store.manifest
+    write_part(folder, "3", [clip_record({"id": "e", **row}, one)])  # newer than the index
+    assert "e" in FeatureStore(folder).ids
+
+
+@pytest.mark.parametrize("number", [3, 1000])
+def test_ids_are_a_sequence(folder, number):
+    names = sorted(f"clip {i}" for i in range(number))
+    write_part(folder, "0", [clip_record({"id": i}, np.ones((1, 4), np.float16)) for i in names])
+    ids = Parts(folder).ids
+    assert list(ids) == names and len(ids) == number and ids[-1] == names[-1] and ids[::2] == names[::2]
+    assert list(ids[1:3]) == names[1:3] and names[0] in ids and names[0] not in ids[1:3] and names[2] in ids[1:3]
+    with pytest.raises(IndexError):
+        ids[number]
+
+
+def test_a_pack_that_fails_leaves_what_was_there(folder):
+    before = pack(folder, progress=False)
     np.save(folder / "a.npy", np.full((3, 4), np.nan))
     with pytest.raises(UserError, match=r"a\.npy: holds NaN"):
         pack(folder, progress=False)
-    assert not list(folder.glob("*.safetensors")) and not list(folder.glob(".tmp*"))
+    assert [path.name for path in before.iterdir()] == ["packed-00000.arrow"] and not list(folder.glob(".tmp*"))
+    assert len(FeatureStore(folder)["a"]) == 3
+
+
+def test_packing_does_not_take_the_place_of_a_clusters_parts(folder):
+    write_part(folder, "0", [clip_record({"id": "z"}, np.ones((1, 4), np.float16))])
+    with pytest.raises(UserError, match="holds clips of another extraction; move"):
+        pack(folder)
+    assert list(FeatureStore(folder).ids) == ["z"]
 
 
 def damage(path, kind):
     data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    if kind == "shape":
-        header["a"]["shape"][0] += 1
-    elif kind == "type":
-        header["a"]["dtype"] = "I64"
-    elif kind == "no metadata":
-        del header["__metadata__"]
-    text = json.dumps(header).encode().ljust(length)[:length]
-    whole = data[:8] + text + data[8 + length :]
-    path.write_bytes({"cut": data[:-1], "longer": data + b"0", "header cut": data[:50], "empty": b""}.get(kind, whole))
+    if kind == "a whole batch gone":
+        data = data[: data.index(b"\xff\xff\xff\xff", 4)]
+    cut = {"cut": data[:-1], "longer": data + b"0", "half": data[: len(data) // 2], "header cut": data[:50]}
+    path.write_bytes(cut.get(kind, b"" if kind == "empty" else data))
 
 
-@pytest.mark.parametrize("kind", ["cut", "longer", "header cut", "empty", "shape", "type", "no metadata"])
-def test_a_damaged_pack_is_refused(folder, kind):
-    damage(pack(folder, progress=False), kind)
-    with pytest.raises(UserError, match=rf"{PACK}: not a whole pack .* delete it, or pack .* again"):
+KINDS = ["cut", "longer", "half", "header cut", "empty", "a whole batch gone"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_part_is_refused(folder, kind):
+    damage(next(pack(folder, progress=False).iterdir()), kind)
+    with pytest.raises(UserError, match=r"packed-00000\.arrow: not a whole Arrow stream .* delete it, or pack"):
         FeatureStore(folder)
 
 
-def test_a_pack_with_bad_numbers_is_refused(folder):
-    path = pack(folder, progress=False)
-    path.write_bytes(path.read_bytes()[:-2] + np.array([np.nan], "<f2").tobytes())  # the last clip's last number
-    with pytest.raises(UserError, match=rf"{PACK}: кот 1: holds NaN .* pack again"):
-        FeatureStore(folder)["кот 1"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_index_is_refused(folder, kind):
+    pack(folder, progress=False)
+    damage(folder / INDEX, kind)
+    with pytest.raises(UserError, match=r"index\.arrow: not a whole Arrow stream .* delete it, or pack .* again"):
+        FeatureStore(folder)
 
 
-def test_a_pack_of_an_earlier_extraction_is_refused(folder):
+@pytest.mark.parametrize("change", [{"T": 4}, {"D": 5}, {"T": 0}, {"dtype": "f8"}, {"features": b""}])
+def test_a_row_of_another_size_is_refused(folder, change):
+    good = clip_record({"id": "a"}, np.ones((3, 4), np.float16))
+    write_part(folder, "0", [good, good | {"id": "b"} | change])
+    with pytest.raises(UserError, match=r"parts: not a whole dataset \(b: .*unlike a\); extract or pack .* again"):
+        FeatureStore(folder)
+
+
+def test_other_files_are_no_parts(folder):
+    write_part(folder, "0", [{"id": "a"}], pa.schema([("id", pa.string())]))
+    with pytest.raises(UserError, match=r"0\.arrow: not a part"):
+        FeatureStore(folder)
+    (folder / PARTS / "0.arrow").unlink()
+    with pytest.raises(UserError, match=r"parts: no \*\.arrow files"):
+        FeatureStore(folder)
+
+
+def test_parts_of_two_kinds_of_features_are_refused(folder):
+    records = [clip_record({"id": i, "backbone": i}, np.ones((3, 4), np.float16)) for i in "ab"]
+    write_part(folder, "0", records)
+    with pytest.raises(UserError, match=r"a has backbone a.*, b backbone b.* extract all clips alike"):
+        FeatureStore(folder)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_parts_with_bad_numbers_are_refused(folder, bad):
+    write_part(folder, "0", [clip_record({"id": "a"}, np.array([[1, bad]], np.float16))])
+    with pytest.raises(UserError, match=r"parts: a: holds NaN .* pack again"):
+        FeatureStore(folder)["a"]
+
+
+def test_parts_of_an_earlier_extraction_are_refused(folder):
     pack(folder, progress=False)
     with open(folder / "manifest.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"id": "d", "T": 1, "backbone": "x"}) + "\n")
@@ -99,6 +188,17 @@ def test_features_that_were_brought_after_packing_are_not_overlooked(folder):
     np.save(folder / "new.npy", np.ones((1, 4)))
     with pytest.raises(UserError, match=r"new\.npy is not what was packed"):
         FeatureStore(folder)
+
+
+def test_without_the_extra_only_parts_are_out_of_reach(folder, monkeypatch, capsys):
+    pack(folder, progress=False)
+    for name in ("pyarrow", "datasets", "datasets.table"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["pack", str(folder)]) == 2 and "pip install 'vcutils[scale]'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"parts/ need more packages .*pip install 'vcutils\[scale\]'"):
+        FeatureStore(folder)
+    shutil.rmtree(folder / PARTS)
+    assert len(FeatureStore(folder)["a"]) == 3
 
 
 def test_only_so_much_is_kept_in_memory(folder, monkeypatch):

@@ -101,11 +101,12 @@ def extract(
 
 
 def pack(features: FeaturesArg, as_json: JsonArg = False) -> int:
-    """Write a folder's features into one file, which is read in their place: for tens of thousands of clips."""
-    from vcutils.runtime import store
+    """Write a folder's features into Arrow files, read in their place: for tens of thousands of clips and more."""
+    from vcutils.runtime import arrow, store
 
-    path, clips = store.pack(features), len(store.FeatureStore(features).ids)
-    return _print({"pack": str(path), "clips": clips, "bytes": path.stat().st_size}, as_json)
+    parts, clips = arrow.pack(features), len(store.FeatureStore(features).ids)
+    size = sum(path.stat().st_size for path in parts.iterdir())
+    return _print({"parts": str(parts), "clips": clips, "bytes": size}, as_json)
 
 
 def vocab(
@@ -123,14 +124,17 @@ def train(
     corpus: CorpusArg,
     train: tyro.conf.OmitArgPrefixes[TrainConfig],
     model: tyro.conf.OmitArgPrefixes[ModelConfig],
-    run: Annotated[str, arg(help="name of the run, data/<corpus>/runs/<name>")] = "default",
+    run: Annotated[
+        str,
+        arg(aliases=("--name",), help="name of the run, data/<corpus>/runs/<name>; torchrun keeps --run for itself"),
+    ] = "default",
     seeds: SeedsArg = 1,
     resume: Annotated[bool, arg(help="go on from the run's last checkpoint")] = False,
     backbone: BackboneArg = None,
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Train a run, also under `accelerate launch`; builds split and vocabulary first where they are missing.
+    """Train a run, also under torchrun and `accelerate launch`; builds split and vocabulary where they are missing.
 
     With several seeds, `evaluate` reports mean and standard deviation.
     """
@@ -153,6 +157,7 @@ def train(
         reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
         _print(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
+    trainer.accelerator.end_training()
     return 0
 
 
@@ -163,11 +168,14 @@ def ablate(
 
     Choices are made on val, never on test.
     """
+    from vcutils.runtime.processes import place
     from vcutils.scores import ablations
 
     opened, config = _open(corpus, data)
     numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
     result = ablations.ablate(config, _training_data(opened, config), config.artifacts / "runs", numbers, split)
+    if place()[0]:  # the main process tells
+        return 0
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
@@ -371,11 +379,10 @@ def _run(folder: Path | None, beam: int | None) -> tuple[Any, DecodeConfig]:
 
 def _training_data(opened: Any, config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
-    from accelerate import PartialState
-
     from vcutils.dataset import load_data
+    from vcutils.runtime.processes import join
 
-    with PartialState().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
+    with join().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _print(_make_vocab(opened, config), as_json=False)
     return load_data(opened, config.artifacts, config.extract)

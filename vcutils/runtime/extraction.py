@@ -1,6 +1,6 @@
 """A corpus' extraction: features of many clips at once, and the books: what is done, what failed, how long it takes.
 
-A killed run repeats a few seconds of work; a clip that failed is tried again when its file or the settings changed.
+A killed run repeats the clips that it was at; one that failed is tried again when its file or the settings changed.
 """
 
 import math
@@ -20,10 +20,9 @@ from vcutils.runtime.backbones import Backbone
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import decode_clips
 from vcutils.runtime.files import duration, holding, is_held, note, replacing
-from vcutils.runtime.store import MANIFEST, read_manifest, write_manifest
+from vcutils.runtime.store import MANIFEST, append_row, mend_manifest, read_manifest, write_manifest
 from vcutils.video import Frames
 
-SAVE_SECONDS = 5.0  # between writes of the manifest: what a killed run repeats at most
 NOTE_SECONDS = 60.0  # between lines of log.txt
 
 
@@ -135,7 +134,7 @@ class Ledger:
         self.clips = {i: clips[i] for i in sorted(clips)[index - 1 :: self.count]}
         self.report = Report(artifacts / "features" / config.backbone)
         self.manifest = self.report.folder / f"manifest{self.shard}.jsonl"
-        self.started = self.saved = self.noted = monotonic()
+        self.started = self.noted = monotonic()
 
     def __enter__(self) -> "Ledger":
         self._hold = ExitStack()
@@ -145,6 +144,7 @@ class Ledger:
         self.rows = {i: known[i] for i, clip in stamped.items() if self._is_settled(clip, known.get(i, {}))}
         self.todo = {i: clip for i, clip in stamped.items() if i not in self.rows}
         if self.todo:
+            mend_manifest(self.manifest)
             self._note(f"{len(self.todo)} clips to do, {len(self.report.skipped)} done before")
         return self
 
@@ -182,10 +182,8 @@ class Ledger:
                 np.save(temporary, features)
             self.report.written.append(row["id"])
             self.report.frames += len(features)
+        append_row(self.manifest, row)
         now = monotonic()
-        if now - self.saved > SAVE_SECONDS:
-            write_manifest(self.manifest, self.rows)
-            self.saved = now
         if now - self.noted > NOTE_SECONDS:
             self.noted, spent = now, now - self.started
             done = len(self.report.written) + sum(i in self.todo for i in self.report.failed)

@@ -1,30 +1,24 @@
-"""Features of clips by id, from a folder of `<id>.npy` files or from the one file that `pack` makes of them.
+"""Features of clips by id, from a folder of `<id>.npy` files, or from its parts/ where it has them (`runtime.arrow`).
 
-A pack is for corpora of tens of thousands of clips: it opens without a look at every file, and is read where the disk
-is fastest. It is a safetensors file, a tensor (T, D) per clip.
+Parts are for corpora of tens of thousands of clips and more: they open without a look at every file.
 """
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from tqdm.auto import tqdm
 
-from vcutils.runtime.files import holding, reading, replacing, write_text
-from vcutils.runtime.machine import is_quiet
+from vcutils.runtime.files import reading, write_text, writing
 from vcutils.runtime.settings import UserError
 
 MANIFEST = "manifest.jsonl"
-PACK = "packed.safetensors"
+PARTS = "parts"
 CACHE_BYTES = 2**30  # of features kept in memory once read; what goes beyond is read again
-_DTYPES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # safetensors' names
 
 
 def backbone_of(folder: Path | str) -> str:
@@ -38,13 +32,28 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.glob("manifest*.jsonl")):
         with reading(path, "not a manifest", "delete it and extract again"):
             try:
-                text = path.read_text(encoding="utf-8")
+                lines = path.read_bytes().split(b"\n")
             except FileNotFoundError:  # a shard has just merged it into the one manifest
                 return read_manifest(folder)
-            for line in text.splitlines():
+            if b'{"id": "'.startswith(lines[-1][:8]) and not lines[-1].endswith(b"}"):
+                lines.pop()  # a killed process did not finish it, or the file's end
+            for line in lines:
                 row = json.loads(line)
                 rows[row["id"]] = dict(row)
     return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row at the end of a manifest, where it counts for more than an earlier one of its id."""
+    with writing(path), open(path, "ab") as file:
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def mend_manifest(path: Path) -> None:
+    """Cut off a last line that a killed process did not finish, so that rows can be appended."""
+    if path.is_file():
+        with writing(path), open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -53,70 +62,51 @@ def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 class FeatureStore:
-    """Features (T, D) of clips by id, from the folder's pack or else its files; `ids` are those at hand.
+    """Features (T, D) of clips by id, from the folder's parts/ or else its files; `ids` are those at hand.
 
     Files that a manifest does not know are left out. Raises UserError when there are no features, when the manifest is
-    broken or of two kinds of features, or when the pack is broken or not of this manifest.
+    broken or of two kinds of features, or when the parts are broken or not of this manifest.
     """
 
     def __init__(self, folder: Path, packed: bool = True) -> None:
         self.folder = Path(folder)
         self.extracted: dict[str, Any] | None  # backbone, weights and num_frames of all clips; None: nothing tells
-        self._pack: dict[str, tuple[np.dtype, list[int], int]] = {}  # data type, shape, position in the file
+        self.ids: Collection[str]
+        self._parts: Any = None
         self._cache: dict[str, np.ndarray] = {}
         self._cached = 0  # bytes
-        if packed and (self.folder / PACK).is_file():
-            self.extracted = self._open_pack()  # the manifest, large by now, is read when it is needed
-            self.ids = set(self._pack)
-        else:
-            self.ids = _file_ids(self.folder)
-            if self.manifest:
-                self.ids &= {i for i, row in self.manifest.items() if "error" not in row}
-            self.extracted = self._extracted()
-        if not self.ids:
+        if packed and (self.folder / PARTS).is_dir():
+            self._open_parts()
+            return
+        self.ids = ids = file_ids(self.folder)
+        if self.manifest:
+            self.ids = ids = ids & {i for i, row in self.manifest.items() if "error" not in row}
+        if not ids:
             raise UserError(f"{folder}: no features; run notebook 01 or `python -m vcutils extract CORPUS`")
-        self._first = min(self.ids)
+        self.extracted = one_kind((self.manifest[i] for i in sorted(ids & set(self.manifest))), self.folder)
+        self._first = min(ids)
         self.dim = self[self._first].shape[1]
 
     @cached_property
-    def manifest(self) -> dict[str, dict[str, Any]]:
+    def manifest(self) -> Mapping[str, dict[str, Any]]:
         """What was extracted, rows by id; empty for features that a corpus brought. Raises UserError when broken."""
-        return read_manifest(self.folder)
+        return read_manifest(self.folder) or (self._parts.rows if self._parts else {})
 
-    def _extracted(self) -> dict[str, Any] | None:
-        names = ("backbone", "weights", "num_frames")
-        known = sorted(self.ids & set(self.manifest))
-        kinds = [{name: self.manifest[i].get(name) for name in names} for i in known]
-        for video_id, kind in zip(known, kinds, strict=True):
-            if kind != kinds[0]:
-                raise UserError(
-                    f"{self.folder}: by its manifest {known[0]} has {in_words(kinds[0])}, {video_id} {in_words(kind)}; "
-                    "delete the folder and extract all clips alike"
-                )
-        return kinds[0] if kinds else None
+    def _open_parts(self) -> None:
+        from vcutils.runtime.arrow import Parts  # slow to import
 
-    def _open_pack(self) -> dict[str, Any] | None:
-        """Note where each clip lies in the pack; what it was extracted with."""
-        path = self.folder / PACK
-        with reading(path, "not a whole pack", f"delete it, or pack {self.folder} again"):
-            position = path.stat().st_size
-            with safe_open(path, framework="np") as file:  # refuses gaps between clips, and missing or spare bytes
-                about = file.metadata()
-                for video_id in reversed(file.offset_keys()):
-                    entry = file.get_slice(video_id)
-                    dtype, shape = _DTYPES[entry.get_dtype()], entry.get_shape()
-                    position -= math.prod(shape) * dtype.itemsize
-                    self._pack[video_id] = dtype, shape, position
-            extracted, manifest = json.loads(about["extracted"]), about["manifest"]
+        self._parts = parts = Parts(self.folder)
+        self.ids, self.dim, self.extracted, self._first = parts.ids, parts.dim, parts.about["extracted"], parts.ids[0]
+        if not (packed := parts.about["manifest"]):  # parts of no files, such as a cluster's
+            return
         changed = ""
         if any(self.folder.glob("manifest*.jsonl")):  # knows of every file
-            changed = "its manifest" if manifest != _manifest_digest(self.folder) else ""
-        elif unknown := _file_ids(self.folder) - set(self._pack):
+            changed = "its manifest" if packed != manifest_digest(self.folder) else ""
+        elif unknown := {i for i in file_ids(self.folder) if i not in parts.ids}:
             changed = f"{min(unknown)}.npy"
         if changed:
-            advice = f"run `python -m vcutils pack {self.folder}` again, or delete the pack"
-            raise UserError(f"{path}: {changed} is not what was packed; {advice}")
-        return extracted
+            advice = f"run `python -m vcutils pack {self.folder}` again, or delete the parts"
+            raise UserError(f"{self.folder / PARTS}: {changed} is not what was packed; {advice}")
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Features (T, D) of one clip, float16 or float32. Raises UserError for missing and unusable ones."""
@@ -124,8 +114,8 @@ class FeatureStore:
             return self._cache[video_id]
         if video_id not in self.ids:
             raise UserError(f"{self.folder}: no features of {video_id}; extract them first")
-        if self._pack:
-            return self._read_packed(video_id)
+        if self._parts:
+            return self._checked(self._parts[video_id], f"{self.folder / PARTS}: {video_id}", "pack")
         path = self.folder / f"{video_id}.npy"
         with reading(path, "not a feature array", "delete it and extract again"), open(path, "rb") as file:
             features = np.lib.format.read_array(file, allow_pickle=False)  # np.load would also take archives
@@ -142,16 +132,6 @@ class FeatureStore:
             self._cached += features.nbytes
         return features
 
-    def _read_packed(self, video_id: str) -> np.ndarray:
-        """Features from the pack; no memory map, since a process dies of one whose file is cut meanwhile."""
-        dtype, shape, position = self._pack[video_id]
-        path = self.folder / PACK
-        with reading(path, "was cut while it was in use", f"pack {self.folder} again"), open(path, "rb") as file:
-            file.seek(position)
-            data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
-            features = np.frombuffer(data, dtype).reshape(shape)
-        return self._checked(features, f"{path}: {video_id}", "pack")
-
     def _checked(self, features: np.ndarray, where: str, again: str) -> np.ndarray:
         """The array itself. Raises UserError, with the stage to run `again`, for one that no model could use."""
         if features.ndim != 2 or not features.size or features.dtype.kind != "f":
@@ -163,39 +143,30 @@ class FeatureStore:
         return features
 
 
-def pack(folder: Path, progress: bool = True) -> Path:
-    """Write all features of a folder into one file, read in place of theirs. Raises UserError for unusable ones."""
-    folder = Path(folder)
-    with holding(folder, "pack"), replacing(folder / PACK) as temporary:
-        store, digest, begin = FeatureStore(folder, packed=False), _manifest_digest(folder), 0
-        header: dict[str, Any] = {"__metadata__": {"manifest": digest, "extracted": json.dumps(store.extracted)}}
-        # Reserve space for the header; fill it in at the end. The format allows blanks behind it.
-        room = sum(len(json.dumps(i)) + 120 for i in store.ids) + 2 * len(json.dumps(header)) + 64
-        room += -room % 8
-        with open(temporary, "wb") as file:
-            file.seek(8 + room)
-            for video_id in tqdm(sorted(store.ids), desc="pack", unit="clip", leave=False, disable=is_quiet(progress)):
-                features = store[video_id]
-                name = "F16" if features.dtype == np.float16 else "F32"
-                offsets = [begin, begin + features.nbytes]
-                header[video_id] = {"dtype": name, "shape": features.shape, "data_offsets": offsets}
-                begin += file.write(features.astype(_DTYPES[name]).tobytes())
-            file.seek(0)
-            file.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
-        if _manifest_digest(folder) != digest:
-            raise UserError(f"{folder}: was extracted to while it was packed; pack it again")
-    return folder / PACK
-
-
-def _file_ids(folder: Path) -> set[str]:
+def file_ids(folder: Path) -> set[str]:
     """Ids of the `<id>.npy` files of a folder; none where there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return {name[:-4] for name in names if name.endswith(".npy") and not name.startswith(".")}
 
 
-def _manifest_digest(folder: Path) -> str:
+def manifest_digest(folder: Path) -> str:
     """What tells a manifest from that of another extraction."""
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("manifest*.jsonl")))).hexdigest()
+
+
+def one_kind(rows: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
+    """Backbone, weights and num_frames of all these rows; None for no rows. Raises UserError for two kinds of them."""
+    first: dict[str, Any] | None = None
+    for row in rows:
+        kind = {name: row.get(name) for name in ("backbone", "weights", "num_frames")}
+        if first is None:
+            first, first_id = kind, row["id"]
+        if kind != first:
+            raise UserError(
+                f"{folder}: by its manifest {first_id} has {in_words(first)}, {row['id']} {in_words(kind)}; "
+                "delete the folder and extract all clips alike"
+            )
+    return first
 
 
 def in_words(extracted: Mapping[str, Any] | None) -> str:

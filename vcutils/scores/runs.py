@@ -40,7 +40,7 @@ class Run:
     clips: Mapping[str, Path]  # the corpus' video files by id
 
     @property
-    def manifest(self) -> dict[str, dict[str, Any]]:
+    def manifest(self) -> Mapping[str, dict[str, Any]]:
         """Rows of the feature store's manifest by id; empty for features that the corpus brought."""
         return self.data.store.manifest
 
