@@ -251,7 +251,7 @@ def explore(
     check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
     split: SplitArg = "test",
     beside: Annotated[Path | None, arg(metavar="RUN", help="a second run, to be shown beside the first")] = None,
-    model: Annotated[bool, arg(help="the page carries the model (not with --beside), to hide frames in it")] = True,
+    model: Annotated[bool, arg(help="the page carries the model, to hide frames in it")] = True,
     beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
