@@ -318,6 +318,11 @@ def test_settings_left_open_follow_the_corpus_size_and_given_ones_stay():
     }
     single = config.suited(Config(train=TrainConfig(captions_per_clip=1)), *sizes["large"])
     assert single.train.scst_epochs == 0, "a clip's only sample has no other to be compared with"
+    asked = config.suited(Config(train=TrainConfig(epochs=7)), *sizes["large"])
+    assert (asked.train.epochs, asked.train.scst_epochs) == (7, 0), "who asks for 7 epochs gets 7"
+    both = config.suited(Config(train=TrainConfig(epochs=7, scst_epochs=2)), *sizes["large"])
+    assert (both.train.epochs, both.train.scst_epochs) == (7, 2)
+    assert config.suited(config.suited(Config(), *sizes["large"]), *sizes["large"]).train.scst_epochs == 4
     train, model = (
         dataclasses.replace(ORIGINAL_TRAINING, epochs=0, lr=0.0),
         ModelConfig(dropout=0.0, attention="uniform"),

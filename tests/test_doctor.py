@@ -14,7 +14,7 @@ import torch
 
 from vcutils import features
 from vcutils.cli import main
-from vcutils.config import Config, ExtractConfig, UserError
+from vcutils.config import Config, ExtractConfig, TrainConfig, UserError
 from vcutils.corpora import doctor, load_corpus, open_corpus
 from vcutils.corpora.doctor import check_msvd, estimate, examine, find_weights
 from vcutils.corpora.readers import read_captions
@@ -142,7 +142,16 @@ def test_corpus_with_features_needs_no_weights_and_is_told_memory_and_times(feat
     assert "fits" in report["memory"]
     assert report["training"].startswith("18 epochs of ") and "for 3 test clips" in report["evaluation"]
     assert "may be wrong by half" in report["training"] and "may be wrong by half" in report["evaluation"]
-    assert not config.data.exists()
+    assert "self-critical" not in report["training"] and not config.data.exists()
+
+
+def test_time_of_self_critical_epochs_counts(features_only, settings, monkeypatch):
+    config = settings(features_only(TWELVE))
+    config = dataclasses.replace(config, train=TrainConfig(epochs=2, scst_epochs=3))
+    measured = doctor._step_seconds  # of two steps in an epoch, which take these seconds on a slow machine:
+    monkeypatch.setattr(doctor, "_step_seconds", lambda *step: 0 * measured(*step) + (1000 if step[1] else 100))
+    text = examine(load_corpus(config), config)["training"]
+    assert text.startswith("2 epochs of 3 min and 3 self-critical ones of 33 min, at most 1.8 h in all"), text
 
 
 def test_times_before_extraction_are_measured_on_features_of_the_backbones_shape(make_corpus, settings, monkeypatch):

@@ -80,7 +80,7 @@ class TrainConfig(Checked):
     val_beam_size: Beam | None = None  # beam of the validation captions
     max_minutes: Amount | None = None  # end cleanly in time, with the best checkpoint kept
     max_length: Count = 24  # words per caption in training; longer ones are cut
-    scst_epochs: Whole | None = None  # further epochs rewarded with CIDEr: self-critical phase
+    scst_epochs: Whole | None = None  # further epochs, rewarded with CIDEr; none if you set epochs
     scst_lr: Amount = 5e-5  # their learning rate at the start; it falls to zero
     shuffle_features: bool = False  # control: each clip gets another clip's features
     num_workers: Whole = 0  # processes that load batches; features are small, so 0 does
@@ -156,7 +156,7 @@ PROFILES = {
     "msvd": Config(  # a GPU, one download of ResNet-152's weights
         profile="msvd", extract=ExtractConfig("resnet152", num_frames=40, batch_size=64),
         vocab=VocabConfig(min_count=4), model=ModelConfig(512, 512, 512, 512, dropout=0.4),
-        train=TrainConfig(30, batch_size=32, lr=1e-3, find_batch_size=True, captions_per_clip=10),
+        train=TrainConfig(30, 32, find_batch_size=True, captions_per_clip=10, lr=1e-3, scst_epochs=4),
     ),
 }  # fmt: skip
 
@@ -168,6 +168,7 @@ def suited(config: Config, clips: int, captions: int) -> Config:
     A small corpus is soon learned by heart: much dropout, small steps. It needs all its frames.
     """
     small, large = captions < 2000, captions > 30_000
+    rewarded = large and config.train.epochs is None and config.train.captions_per_clip > 1
     train = settings.filled(
         config.train,
         epochs=18 if small else 20 if large else 30,
@@ -175,7 +176,7 @@ def suited(config: Config, clips: int, captions: int) -> Config:
         lr=1.4e-3 if small else 2e-3,
         frame_dropout=0.0 if small else 0.25,
         val_beam_size=5 if small else 1,
-        scst_epochs=4 if large and config.train.captions_per_clip > 1 else 0,
+        scst_epochs=4 if rewarded else 0,
     )
     model = settings.filled(config.model, dropout=0.5 if small else 0.3)
     decode = settings.filled(config.decode, length_penalty=0.5 if large else 1.0)

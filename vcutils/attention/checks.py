@@ -6,10 +6,9 @@ truth, deletion asks for the cause, the ablations for its use, two seeds for sta
 them can show, and what it cannot.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from math import e, log
+from math import log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +26,16 @@ from vcutils.attention.measures import (
     teacher_forced,
 )
 from vcutils.config import DecodeConfig, UserError
-from vcutils.dataset import CaptionData, CaptionDataset, make_loader
+from vcutils.dataset import CaptionDataset, make_loader
 from vcutils.decode import Hypothesis, captions_of
 from vcutils.model import CaptionModel
 from vcutils.runtime.splices import splice
+from vcutils.scores.baselines import training_captions
 from vcutils.scores.coco import References
 from vcutils.scores.compare import mean_with_interval
+from vcutils.scores.diagnostics import common_words
 from vcutils.scores.runs import Run, sister_runs
-from vcutils.vocab import END, PAD, UNK, tokenize
+from vcutils.vocab import END, PAD, SPECIALS, UNK, tokenize
 
 Hypotheses = Mapping[str, Hypothesis]  # by video id
 Row = tuple[str, str, str, str]  # check, result, chance or reference, how to read it
@@ -88,9 +89,9 @@ def spliced(run: Run, split: str, captions: int = 600, seed: int = 0) -> list[Gr
     """The words of `captions` captions (or somewhat more) of a split, teacher forced on two clips (or three) joined.
 
     Every clip comes equally often, with another caption and other partners. A word's true interval is its own clip, its
-    kind "content" (`content_words`) or "other". Empty for a split of one clip.
+    kind "content" (idf > 2: `scores.diagnostics`) or "other". Empty for a split of one clip.
     """
-    data, content, groundings = run.data, content_words(run.data), []
+    data, common, groundings = run.data, common_words(training_captions(run.data).texts) | {SPECIALS[UNK]}, []
     dataset, device = CaptionDataset(data, split, 1, run.decode.max_length, seed), next(run.model.parameters()).device
     for epoch in range(-(-captions // len(dataset)) if len(dataset) > 1 else 0):
         dataset.epoch = epoch
@@ -104,17 +105,9 @@ def spliced(run: Run, split: str, captions: int = 600, seed: int = 0) -> list[Gr
             for s, k, t in real.nonzero().tolist():
                 word = data.vocabulary.words[joined.targets[s, k, t]]
                 values = bool(hit[s, k, t]), float(mass[s, k, t]), float(chance[s, k])
-                kind = "content" if word in content else "other"
+                kind = "other" if word in common else "content"
                 groundings.append(Grounding(batch.ids[clips[s, k]], word, kind, *values))
     return groundings
-
-
-def content_words(data: CaptionData) -> set[str]:
-    """Words of idf > 2: fewer than one training clip in e² (13.5 %) has a caption with them."""
-    train, encode = data.splits["train"], data.vocabulary.encode
-    chunks = (set(" ".join(data.captions[i]).split()) for i in train)  # the same few, again and again: encoded once
-    clips = Counter(word for clip in chunks for word in {word for chunk in clip for word in encode(chunk)})
-    return {data.vocabulary.words[word] for word, count in clips.items() if word != UNK and count < len(train) / e**2}
 
 
 def _splices(run: Run, split: str) -> list[Row]:

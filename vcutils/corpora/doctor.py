@@ -201,11 +201,12 @@ def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore
     few = {"train": train, "val": splits["val"][:TRIAL_CLIPS], "test": test[:TRIAL_CLIPS]}
     data = CaptionData(corpus.root, store, captions, few, vocabulary)
     decode = replace(config.decode, max_length=min(TRIAL_WORDS, config.decode.max_length))
-    config = replace(config, decode=decode, train=replace(config.train, scst_epochs=0))
+    config = replace(config, decode=decode)
     trainer = Trainer(config.artifacts / "runs" / "trial", config, data, References, progress=False)
-    memory = f"a batch of {min(trainer.batch_size, len(train))} clips"
+    settings, memory = trainer.settings, f"a batch of {min(trainer.batch_size, len(train))} clips"
     try:
-        step = _step_seconds(trainer)
+        step = _step_seconds(trainer, False)
+        rewarded = _step_seconds(trainer, True) if settings.scst_epochs else 0.0
     except RuntimeError as error:  # torch's, of a GPU's memory and of a processor's
         raise UserError(f"training: {memory} does not fit into memory; lower batch_size") from error
     started = monotonic()
@@ -219,25 +220,29 @@ def rehearse(corpus: Corpus, config: Config, splits: Splits, store: FeatureStore
     evaluation *= len(test) / len(few["test"])
     if why_no_meteor() is None:
         evaluation += 10 + sum(len(captions[i]) for i in test) / METEOR_RATE
-    epoch = step * len(trainer.loader) + (validated - started) * len(splits["val"]) / len(few["val"])
-    epochs, minutes = trainer.settings.epochs, trainer.settings.max_minutes or float("inf")
-    in_all = duration(min(60 * minutes, epochs * epoch))
+    validation = (validated - started) * len(splits["val"]) / len(few["val"])
+    phases = [(settings.epochs, "epochs", step), (settings.scst_epochs, "self-critical ones", rewarded)]
+    phases = [(count, name, seconds * len(trainer.loader) + validation) for count, name, seconds in phases if count]
+    epochs = " and ".join(f"{count} {name} of {duration(seconds)}" for count, name, seconds in phases)
+    in_all = min(60 * (settings.max_minutes or np.inf), sum(count * seconds for count, _, seconds in phases))
     if torch.cuda.is_available():
         memory += f", {torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU's"
     return {
         "memory": f"{memory}: fits, tried out",
-        "training": f"{epochs} epochs of {duration(epoch)}, at most {in_all} in all, from a few steps ({GUESS})",
+        "training": f"{epochs}, at most {duration(in_all)} in all, from a few steps ({GUESS})",
         "evaluation": f"{duration(evaluation)} for {len(test)} test clips, from {len(few['test'])} of them ({GUESS})",
     }
 
 
-def _step_seconds(trainer: Trainer) -> float:
+def _step_seconds(trainer: Trainer, rewarded: bool) -> float:
     """Seconds of a training step: the median of a few, since the first one is slow."""
     seconds: list[float] = []
-    trainer.network.train()
+    trainer.objective.begin_epoch(trainer.network, trainer.dataset, rewarded)
+    if rewarded:
+        trainer.objective.settings = replace(trainer.settings, max_length=TRIAL_WORDS)
     for batch in islice(chain.from_iterable(repeat(trainer.loader)), TRIAL_STEPS):
         started = monotonic()
-        loss, _ = trainer.objective(trainer.network, batch)
+        loss, _ = trainer.objective(trainer.network, batch, rewarded=rewarded)
         trainer.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()

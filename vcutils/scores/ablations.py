@@ -77,11 +77,8 @@ def ablation_table(result: dict[str, Any]) -> str:
     full = result["rows"][0]["CIDEr"]["mean"]
     lines = ["| × 100 | BLEU-4 | CIDEr | CIDEr against the full model |", "|---|---|---|---|"]
     for row in result["rows"]:
-        bleu, cider = _cell(row["Bleu_4"]), _cell(row["CIDEr"])
-        lines.append(f"| {row['variant']} | {bleu} | {cider} | {100 * (row['CIDEr']['mean'] - full):+.1f} |")
+        scores = [row["Bleu_4"], row["CIDEr"]]
+        cells = [f"{100 * s['mean']:.1f}" + ("" if s["sd"] is None else f" ± {100 * s['sd']:.1f}") for s in scores]
+        cells += [f"{100 * (row['CIDEr']['mean'] - full):+.1f}"]
+        lines.append(f"| {' | '.join([row['variant'], *cells])} |")
     return "\n".join(lines)
-
-
-def _cell(score: dict[str, float | None]) -> str:
-    sd = "" if score["sd"] is None else f" ± {100 * score['sd']:.1f}"
-    return f"{100 * (score['mean'] or 0.0):.1f}{sd}"

