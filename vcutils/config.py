@@ -156,7 +156,8 @@ PROFILES = {
     "msvd": Config(  # a GPU, one download of ResNet-152's weights
         profile="msvd", extract=ExtractConfig("resnet152", num_frames=40, batch_size=64),
         vocab=VocabConfig(min_count=4), model=ModelConfig(512, 512, 512, 512, dropout=0.4),
-        train=TrainConfig(30, 32, find_batch_size=True, captions_per_clip=10, lr=1e-3, scst_epochs=4),
+        train=TrainConfig(30, batch_size=32, lr=1e-3, find_batch_size=True, captions_per_clip=10,
+                          scst_epochs=4),
     ),
 }  # fmt: skip
 

