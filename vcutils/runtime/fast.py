@@ -120,12 +120,17 @@ def real_words(lengths: Lengths, words: Tensor) -> Tensor:
     return sent(np.flatnonzero(there), words.device)
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch, or a part of it, on a device; from pinned memory the CPU goes on before a GPU has it."""
+    return send_to_device(batch, device, non_blocking=device.type == "cuda")
+
+
 @torch.no_grad()
 def mean_loss(network: Any, batches: Iterable[Any], device: torch.device) -> float:
     """Mean cross-entropy per real word, in nats, of the batches of all processes."""
     loss, words, pad = 0.0, 0.0, network.model.decoder.embed.padding_idx
     for batch in batches:
-        batch = send_to_device(batch, device, non_blocking=True)
+        batch = moved(batch, device)
         count = int(batch.lengths.words.sum())
         loss += float(fast_loss(network, batch, pad)) * count
         words += count

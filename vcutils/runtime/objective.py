@@ -4,11 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from vcutils.config import Config
-from vcutils.runtime.fast import fast_loss, sampled_inputs
+from vcutils.runtime.fast import fast_loss, moved, sampled_inputs
 from vcutils.runtime.frames import sent
 from vcutils.runtime.rewards import TEMPERATURE, CaptionWeights, sampled_batch, without_chance
 from vcutils.runtime.sampler import chances
@@ -60,7 +59,7 @@ class Objective:
             return sent(chances(settings.seed, epoch, places.start, shape), self.device)
 
         weights, inputs = self.weights(batch, self.pad) if settings.caption_weights and not rewarded else None, None
-        batch, weights = send_to_device((batch, weights), self.device, non_blocking=True)
+        batch, weights = moved((batch, weights), self.device)
         if rewarded:
             model = getattr(network, "module", network).model
             drawn = (settings.max_length, chance(settings.max_length + 1))

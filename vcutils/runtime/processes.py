@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, distributed
 
 from vcutils.runtime.settings import UserError
@@ -17,11 +15,13 @@ from vcutils.runtime.settings import UserError
 LAUNCHERS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and those of MPI
 
 
-def join() -> PartialState:
+def join() -> Any:
     """Take a place among the processes that a launcher started; without a GPU they talk by gloo, on the CPU.
 
     Raises UserError where `accelerate launch --cpu` was to start several, and has started one.
     """
+    from accelerate import PartialState  # here, since nothing else needs it
+
     is_launched = any(name in os.environ for name in LAUNCHERS)
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if forced and not is_launched and "MASTER_PORT" in os.environ:  # accelerate sets it for two or more
@@ -64,19 +64,26 @@ def over_all(numbers: Sequence[float], how: str = "SUM") -> list[float]:
     """The sum (or "MIN", "MAX") of each number over all processes."""
     if is_alone():
         return list(numbers)
-    tensor = torch.tensor(numbers, dtype=torch.float64, device=PartialState().device)
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"  # the process' own GPU
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor, getattr(distributed.ReduceOp, how))
     return tensor.tolist()
 
 
 def by_main(value: Any) -> Any:
     """The main process' value."""
-    return broadcast_object_list([value])[0]
+    values = [value]
+    if not is_alone():
+        distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def of_all(value: Any) -> list[Any]:
     """Every process' value, by rank."""
-    return gather_object([value])
+    values = [value] * place()[1]
+    if not is_alone():
+        distributed.all_gather_object(values, value)
+    return values
 
 
 def weighed(loss: Tensor, words: int) -> Tensor:
