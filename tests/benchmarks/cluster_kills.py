@@ -205,6 +205,7 @@ def run(home: Path, decoded: Path, options: argparse.Namespace) -> dict:
                 break
             trial.files.delete_dir("clips/data")
     finally:
+        driver.kill()
         trial.close()
     return {
         **seen, "slowest from a kill to the next finished block, seconds": round(worst, 1),
