@@ -104,7 +104,9 @@ def finished(store):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ray's simulated nodes need Unix")
-def test_killed_node_and_killed_driver_lose_no_clip(make_corpus, numbered_video, store, nodes, tmp_path, capsys, repo):
+def test_killed_node_and_killed_driver_lose_no_clip(
+    make_corpus, numbered_video, store, nodes, tmp_path, capsys, repo, request
+):
     from pyarrow.parquet import read_table
 
     root = make_corpus(ids=[f"v{n:02d}" for n in range(CLIPS)])
@@ -124,9 +126,10 @@ def test_killed_node_and_killed_driver_lose_no_clip(make_corpus, numbered_video,
     ]
 
     def start():
-        return subprocess.Popen(
-            [sys.executable, "-m", "vcutils", *command], cwd=repo, stdout=subprocess.PIPE, text=True
-        )
+        call = [sys.executable, "-m", "vcutils", *command]
+        driver = subprocess.Popen(call, cwd=repo, stdout=subprocess.PIPE, text=True)
+        request.addfinalizer(driver.kill)
+        return driver
 
     def wait_for(count):
         late = time.monotonic() + 900

@@ -352,7 +352,8 @@ def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | Non
     for problem in problems:
         print(problem, file=sys.stderr)
     folder = f"{data}/{corpus.rpartition('/')[2]}/features/{settings.backbone}"
-    return folder, cluster.extract(corpus, clips, folder, settings, progress=not is_quiet(True))
+    with redirect_stdout(sys.stderr):  # what Ray tells of lost nodes is no part of a report
+        return folder, cluster.extract(corpus, clips, folder, settings, progress=not is_quiet(True))
 
 
 def _at_least(low: int, value: int, name: str) -> int:

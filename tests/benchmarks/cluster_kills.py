@@ -182,7 +182,10 @@ def run(home: Path, decoded: Path, options: argparse.Namespace) -> dict:
                         driver.wait()
                         driver = trial.start()
                     pause = time.monotonic() + random.uniform(5, 20)
-            answer = json.loads(driver.communicate()[0])
+            output, log = driver.communicate()[0], trial.log.read_text()[-4000:]
+            if driver.returncode not in (0, 1) or not output.startswith("{"):
+                raise SystemExit(f"the driver ended with {driver.returncode}: {output!r}\n{log}")
+            answer = json.loads(output)
             lines = [line.split() for line in decoded.read_text().splitlines()]
             rows = trial.rows()
             counts = Counter(row["id"] for row in rows)
@@ -205,6 +208,7 @@ def run(home: Path, decoded: Path, options: argparse.Namespace) -> dict:
                 break
             trial.files.delete_dir("clips/data")
     finally:
+        driver.kill()
         trial.close()
     return {
         **seen, "slowest from a kill to the next finished block, seconds": round(worst, 1),
