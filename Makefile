@@ -1,6 +1,6 @@
 # make notebooks   set everything up and execute the five notebooks in order (VCUTILS_PROFILE, VCUTILS_CORPUS and
 #                  VCUTILS_SET choose; FROM=2 leaves out those before)
-# make test        set everything up, lint, and pass the tests, with the short half of the matrix
+# make test        set everything up, lint, and pass the tests, with the short half of the matrix, two jobs at a time
 # make matrix      the five notebooks with every profile on every kind of corpus, a line of a table each: about
 #                  half an hour on 2 busy cores, the short half 3.5 minutes; MATRIX="--keep X" leaves what ran in X
 # make lab         open the notebooks in JupyterLab
@@ -58,12 +58,7 @@ notebooks: $(READY)
 
 test: $(READY) $(VENV)/.site lint
 	@bash tests/browser/ensure_chromium.sh
-	$(BIN)/python -m pytest
-	$(BIN)/python tests/matrix/run.py --short
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
-	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch TQDM_DISABLE=1 \
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks && \
-	VCUTILS_PROFILE=tiny VCUTILS_CORPUS= VCUTILS_DATA=$$scratch $(BIN)/python -m vcutils course solutions --out $$scratch/solutions
+	$(BIN)/python tests/run_all.py
 
 matrix: $(READY)
 	$(BIN)/python tests/matrix/run.py $(MATRIX)

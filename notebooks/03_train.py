@@ -240,7 +240,7 @@ for read, target, p in zip(example.inputs[0, 0], example.targets[0, 0], probabil
 def teacher_forced(model, batch, count_padding=False):
     """The cross-entropies of a batch's words, summed up (nats), and the number of these words."""
     device = next(model.parameters()).device
-    features, frame_mask, captions = (tensor.to(device) for tensor in batch[1:])  # captions (B, K, L+1)
+    features, frame_mask, captions = (tensor.to(device) for tensor in batch[1:4])  # captions (B, K, L+1)
     memory = model.encode(features, frame_mask)
     state = model.decoder.start(memory, count=captions.shape[1])  # h and c, (B, K, H) each
     nats, count = 0.0, 0

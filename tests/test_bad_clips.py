@@ -363,7 +363,7 @@ def test_crash_stall_and_want_of_memory_cost_one_clip_each(bewitched, tmp_path, 
     names = ["a", "crash", "b", "stall", "c", "large", "d"]
     clips = {n: numbered_video(tmp_path / f"{n}.avi", 5 + k) for k, n in enumerate(names)}
     begun = monotonic()
-    found = dict(decode_clips(clips, 3, Resize(16, (16, 16)), workers=1, patience=5))
+    found = dict(decode_clips(clips.items(), 3, Resize(16, (16, 16)), workers=1, patience=5))
     assert monotonic() - begun < 40 and list(found) == names
     assert {n: f.decoded for n, f in found.items() if n in "abcd"} == {"a": 5, "b": 7, "c": 9, "d": 11}
     reasons = {"crash": "the decoder crashed on it", "stall": "not decoded within 5 s", "large": "no memory"}

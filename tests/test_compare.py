@@ -10,8 +10,7 @@ import torch
 from vcutils.attention.checks import teacher_forced
 from vcutils.config import DecodeConfig, UserError
 from vcutils.decode import Hypothesis, generate, predict
-from vcutils.scores.compare import AGREED, TOGETHER, compare, comparison_table, difference
-from vcutils.scores.ensemble import Ensemble, agreed, together
+from vcutils.scores.compare import AGREED, TOGETHER, Ensemble, agreed, compare, comparison_table, difference, together
 from vcutils.scores.runs import Run
 from vcutils.vocab import END, SPECIALS, Vocabulary
 

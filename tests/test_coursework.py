@@ -1,6 +1,7 @@
 """Coursework: every exercise's check, the student edition without answers, and marking that survives any submission."""
 
 import csv
+import functools
 import json
 import re
 import shutil
@@ -33,6 +34,12 @@ def code_of(path):
     return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
+@functools.cache
+def said_to(mistake):
+    """State and message of the check, asked once for all tests."""
+    return message(mistake, ANSWERS[mistake.number])
+
+
 def task(number, cells):
     return TASKS[number] | {"number": number, "cells": cells}
 
@@ -62,14 +69,13 @@ def test_typical_mistakes_are_found(number):
     mistakes = [mistake for mistake in MISTAKES if mistake.number == number]
     assert mistakes
     for mistake in mistakes:
-        state, said = message(mistake, ANSWERS[number])
+        state, said = said_to(mistake)
         assert state == "wrong", f"the check of {number} does not find: {mistake.about}"
         assert 20 < len(said) < 400 and "\n" not in said and "Traceback" not in said
 
 
 def test_usual_mistakes_are_told_apart_by_name():
-    told = [mistake for mistake in MISTAKES if mistake.number in ("1.1", "3.1", "3.3", "3.4")]
-    said = {mistake.about: message(mistake, ANSWERS[mistake.number])[1] for mistake in told}
+    said = {mistake.about: said_to(mistake)[1] for mistake in MISTAKES}
     assert "when padding counts" in said["padding counts"]
     assert "Shift by one" in said["no shift: the target is the word just read"]
     assert "the sum over all words" in said["the sum, not the mean"]
@@ -79,12 +85,13 @@ def test_usual_mistakes_are_told_apart_by_name():
     assert "above clip_norm" in said["no clipping"] and "eval mode" in said["dropout stays off"]
 
 
-def test_guide_lists_the_mistakes_as_they_are():
+def test_guide_lists_the_mistakes_as_they_are(monkeypatch):
     guide = REPO / "docs" / "lecturers.md"
     text = guide.read_text("utf-8") if guide.is_file() else ""
     block = re.search(r"<!-- mistakes -->\n(.*?)\n<!-- /mistakes -->", text, re.S)
     if not block:
         pytest.skip("docs/lecturers.md has no table of mistakes")
+    monkeypatch.setattr("vcutils.course.mistakes.message", lambda mistake, cells: said_to(mistake))
     assert block[1].strip() == table(), "run `python -m vcutils.course.mistakes` and paste its table"
 
 
@@ -258,6 +265,9 @@ def test_report_shows_marks_answers_and_functions_and_escapes_them(marked):
     page = (out / "reports" / "right.html").read_text("utf-8")
     assert "19 of 19" in page and "Without the BiLSTM each frame is encoded alone" in page
     assert "times &lt; event[&quot;end&quot;]" in page and "<script" not in page
+    assert "<h3>3.5</h3><blockquote>**Your paragraph** Which row" in page and "**Next**" not in page
+    blank = (out / "reports" / "blank.html").read_text("utf-8")
+    assert blank.count("<p>not written</p>") == 5 and "<tr class=lost>" in blank and "class=lost" not in page
     assert "an endless loop?" in (out / "reports" / "loop.html").read_text("utf-8")
 
 
@@ -315,6 +325,13 @@ def test_marking_survives(trick):
         cells = [source.replace("PORT", str(server.getsockname()[1]))]
         result = sandbox.examine(task("1.2", cells), seconds=5)
     assert result["mark"] == 0.0 and reason in result["reason"]
+
+
+def test_code_that_only_waits_is_stopped_and_not_called_a_loop(monkeypatch):
+    monkeypatch.setattr(sandbox, "WAITING", 3)
+    cells = ["import time\ndef cosine(X):\n    time.sleep(10**6)"]
+    reason = sandbox.examine(task("1.2", cells), seconds=0.5)["reason"]
+    assert reason == "stopped after 3 seconds: does it wait for something?"
 
 
 def test_table_is_safe_to_open_in_a_spreadsheet(tmp_path):

@@ -197,7 +197,7 @@ def test_batch_moves_as_a_whole(dataset):
     assert same(send_to_device(batch, "cpu"), batch)
     moved = send_to_device(batch, "meta")
     assert type(moved) is type(batch) and moved.ids == batch.ids
-    assert {tensor.device.type for tensor in moved[1:]} == {"meta"}
+    assert {tensor.device.type for tensor in moved[1:4]} == {"meta"}
     assert moved.targets.device.type == "meta"
 
 

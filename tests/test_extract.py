@@ -18,7 +18,7 @@ from vcutils.corpora import open_corpus
 from vcutils.features import clip_features, extract_corpus, feature_folder
 from vcutils.runtime import backbones, extraction
 from vcutils.runtime.backbones import load_backbone
-from vcutils.runtime.extraction import extract_with_ray
+from vcutils.runtime.files import holding
 from vcutils.runtime.store import FeatureStore, read_manifest
 from vcutils.video import sample_frames
 
@@ -272,6 +272,34 @@ def test_shards_leave_no_stale_rows_behind(make_corpus, fake_backbone, tmp_path)
     assert again.written == [], "extracted again for ever"
 
 
+def test_shard_at_work_keeps_its_manifest(make_corpus, fake_backbone, tmp_path):
+    """All clips are known from an earlier extraction: shard 1 ends, and merges, while shard 2 still writes its rows."""
+    root = make_corpus(ids=("a", "b", "c", "d"))
+    folder = run(root, tmp_path / "out").folder
+    rows = read_manifest(folder)
+    theirs = folder / "manifest.shard-2-of-2.jsonl"
+    with holding(folder, "extraction.shard-2-of-2"):
+        theirs.write_text(json.dumps(rows["b"] | {"T": 7}) + "\n")
+        run(root, tmp_path / "out", shard=(1, 2))
+        assert theirs.is_file() and read_manifest(folder)["b"]["T"] == 7
+    run(root, tmp_path / "out", shard=(2, 2))
+    assert [p.name for p in folder.glob("manifest*")] == ["manifest.jsonl"] and read_manifest(folder)["b"]["T"] == 7
+
+
+def test_manifest_that_is_merged_while_it_is_read_loses_no_row(make_corpus, fake_backbone, tmp_path, monkeypatch):
+    root = make_corpus(ids=("a", "b", "c"))
+    folder = run(root, tmp_path / "out", shard=(1, 2)).folder
+    real = Path.read_bytes
+
+    def merged_first(path, *args, **kwargs):
+        monkeypatch.setattr(Path, "read_bytes", real)
+        run(root, tmp_path / "out", shard=(2, 2))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_bytes", merged_first)
+    assert sorted(read_manifest(folder)) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_cut_run_resumes(make_corpus, fake_backbone, tmp_path, monkeypatch, error):
     root = make_corpus(ids=[f"v{i}" for i in range(8)])
@@ -362,12 +390,6 @@ def test_features_that_the_corpus_brings_are_used_unless_a_backbone_is_named(mak
     assert feature_folder(corpus, tmp_path / "art", named) == tmp_path / "art" / "features" / "resnet152"
     shutil.rmtree(root / "features")
     assert feature_folder(open_corpus(root), Path("art"), ExtractConfig("resnet18")) == Path("art/features/resnet18")
-
-
-def test_ray_engine_without_ray_says_what_to_install(make_corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UserError, match="pip install ray"):
-        extract_with_ray(lambda shard: None, 2)
 
 
 def large(monkeypatch, change):

@@ -102,7 +102,7 @@ def test_end_is_learned_and_never_read(make_batch):
     batch, seen = make_batch(3), []
 
     class Spy(nn.Module):
-        def forward(self, features, frame_mask, inputs):
+        def forward(self, features, frame_mask, inputs, lengths):
             seen.append(inputs)
             return 30.0 * functional.one_hot(batch.targets[inputs != PAD], 12).float(), None, None
 

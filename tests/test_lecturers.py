@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vcutils.course.exercises import EXERCISES
 from vcutils.course.slides import SESSIONS
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,12 @@ def test_each_prediction_of_a_session_is_answered(session):
 def test_a_session_has_90_minutes(number):
     minutes = [int(n) for n in re.findall(r"^\| (\d+) \|", PARTS[number], re.M)]
     assert sum(minutes) == 90
+
+
+@pytest.mark.parametrize("number", sorted(PARTS))
+def test_the_exercises_of_a_session_fit_into_their_minutes(number):
+    (minutes, named) = re.search(r"^\| (\d+) \| Exercises? ((?:\d\.\d(?:, )?)+) \|", PARTS[number], re.M).groups()
+    assert sum(EXERCISES[exercise].minutes for exercise in named.split(", ")) <= int(minutes)
 
 
 def test_every_exercise_has_its_session():

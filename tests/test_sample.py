@@ -66,7 +66,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(corpus: Path, 
     again = snapshot(sample.build(tmp_path / "again", clips=CLIPS, seed=3, progress=False))
     assert again == snapshot(corpus)
     one, other = sample.plan(CLIPS, 3), sample.plan(CLIPS, 4)
-    assert not {clip.scenes for clip in one} & {clip.scenes for clip in other}
+    assert not {str(clip.scenes) for clip in one} & {str(clip.scenes) for clip in other}
     assert not {clip.seed for clip in one} & {clip.seed for clip in other}
 
 

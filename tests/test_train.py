@@ -214,13 +214,14 @@ def test_run_goes_on_inside_an_epoch(toy_data, toy_config, tmp_path, monkeypatch
         assert weights_of(cut, name) == weights_of(whole, name)
 
 
-def test_epoch_that_was_cut_starts_over_with_other_batches(toy_data, toy_config, tmp_path):
+def test_epoch_that_was_cut_goes_on_behind_the_clips_that_were_shown_whatever_the_batch_size(
+    toy_data, toy_config, tmp_path
+):
+    """But starts over with other clips or another order of them."""
     fit(tmp_path / "run", toy_config(epochs=2, batch_size=2, checkpoint_every=1, max_minutes=1e-9), toy_data)
-    for size, batch in ((2, 1), (4, 0)):
-        trainer = Trainer(
-            tmp_path / "run", toy_config(epochs=2, batch_size=size), toy_data, References, True, progress=False
-        )
-        assert (trainer.progress.step, trainer.progress.batch) == (1, batch)
+    for settings, clips in (({"seed": 1}, 0), ({"batch_size": 2}, 2), ({"batch_size": 4}, 2)):
+        trainer = Trainer(tmp_path / "run", toy_config(epochs=2, **settings), toy_data, References, True, False)
+        assert (trainer.progress.step, trainer.progress.clips) == (1, clips)
     assert [row["epoch"] for row in trainer.fit()] == [1, 2]
 
 

@@ -60,32 +60,38 @@ def doctor(
 
 
 def extract(
-    corpus: CorpusArg,
+    corpus: Annotated[
+        str, Positional, arg(metavar="CORPUS", help="corpus folder; for a cluster also s3://… and others")
+    ],
     backbone: BackboneArg = None,
     num_frames: Annotated[int | None, arg(help="frames per clip")] = None,
     shard: Annotated[str, arg(help="I/N takes every N-th clip, for N processes or machines side by side")] = "1/1",
-    engine: Annotated[Literal["local", "ray"], arg(help="ray spreads N shards over a Ray cluster")] = "local",
-    data: DataArg = None,
+    engine: Annotated[Literal["local", "ray"], arg(help="ray spreads the clips over a Ray cluster")] = "local",
+    data: Annotated[
+        str | None, arg(metavar="DIR", help="where artifacts go instead of data/; a URI like CORPUS")
+    ] = None,
     as_json: JsonArg = False,
 ) -> int:
     """Features of every clip; what is done is skipped, what fails is listed (exit code 1) and passed over."""
-    from vcutils.features import extract_corpus, feature_folder
-    from vcutils.runtime.extraction import extract_with_ray
-
-    opened, config = _open(corpus, data, backbone, extract={"num_frames": num_frames})
-    if feature_folder(opened, config.artifacts, config.extract) in opened.features.values() or not opened.clips:
-        others = "; name another --backbone to extract others from its clips" if opened.clips else ""
-        raise UserError(f"{opened.root}: nothing to extract, it brings features: {', '.join(opened.features)}{others}")
     index, _, count = shard.partition("/")
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {shard!r}: write I/N with 1 <= I <= N, such as 2/8")
-    task = functools.partial(extract_corpus, opened, config.artifacts, config.extract)
     if engine == "ray":
-        report = extract_with_ray(functools.partial(task, progress=False), int(count))
+        if count != "1":
+            raise UserError("--shard: is for processes that know nothing of each other; --engine ray spreads all clips")
+        folder, report = _extract_on_cluster(corpus, backbone, num_frames, data)
     else:
-        report = task((int(index), int(count)))
+        from vcutils.features import extract_corpus, feature_folder
+
+        opened, config = _open(Path(corpus), data and Path(data), backbone, extract={"num_frames": num_frames})
+        own = opened.features
+        if feature_folder(opened, config.artifacts, config.extract) in own.values() or not opened.clips:
+            others = "; name another --backbone to extract others from its clips" if opened.clips else ""
+            raise UserError(f"{opened.root}: nothing to extract, it brings features: {', '.join(own)}{others}")
+        report = extract_corpus(opened, config.artifacts, config.extract, (int(index), int(count)))
+        folder = str(report.folder)
     summary = {
-        "features": str(report.folder),
+        "features": folder,
         "written": len(report.written),
         "skipped, done before": len(report.skipped),
         "failed": report.failed,
@@ -130,14 +136,17 @@ def train(
     corpus: CorpusArg,
     train: tyro.conf.OmitArgPrefixes[TrainConfig],
     model: tyro.conf.OmitArgPrefixes[ModelConfig],
-    run: Annotated[str, arg(help="name of the run, data/<corpus>/runs/<name>")] = "default",
+    run: Annotated[
+        str,
+        arg(aliases=("--name",), help="name of the run, data/<corpus>/runs/<name>; torchrun keeps --run for itself"),
+    ] = "default",
     seeds: SeedsArg = 1,
     resume: Annotated[bool, arg(help="go on from the run's last checkpoint")] = False,
     backbone: BackboneArg = None,
     data: DataArg = None,
     as_json: JsonArg = False,
 ) -> int:
-    """Train a run, also under `accelerate launch`; builds split and vocabulary first where they are missing.
+    """Train a run, also under torchrun and `accelerate launch`; builds split and vocabulary where they are missing.
 
     With several seeds, `evaluate` reports mean and standard deviation.
     """
@@ -160,6 +169,7 @@ def train(
         reports.append({"run": str(folder), "epochs": trainer.progress.epoch, "best": trainer.record.best_row})
     if trainer.accelerator.is_main_process:
         _print(reports[0] if len(reports) == 1 else {"runs": reports}, as_json)
+    trainer.accelerator.end_training()
     return 0
 
 
@@ -170,11 +180,14 @@ def ablate(
 
     Choices are made on val, never on test.
     """
+    from vcutils.runtime.processes import place
     from vcutils.scores import ablations
 
     opened, config = _open(corpus, data)
     numbers = range(config.train.seed, config.train.seed + _at_least(1, seeds, "--seeds"))
     result = ablations.ablate(config, _training_data(opened, config), config.artifacts / "runs", numbers, split)
+    if place()[0]:  # the main process tells
+        return 0
     return _print(result, as_json, short=result["protocol"], table=ablations.ablation_table(result))
 
 
@@ -339,6 +352,25 @@ def _open(
     return known or load_corpus(config), config
 
 
+def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | None, data: str | None) -> tuple[str, Any]:
+    """Where the features lie, and the report."""
+    from vcutils.corpus import VIDEO_DIRS, VIDEO_SUFFIXES
+    from vcutils.runtime import cluster
+    from vcutils.runtime.machine import is_quiet
+
+    config = Config.from_env()
+    given = {"backbone": backbone, "num_frames": num_frames}
+    settings = replace(config.extract, **{name: value for name, value in given.items() if value is not None})
+    places = (corpus, data or str(config.data))
+    corpus, data = (p.rstrip("/") if "://" in p else str(Path(p).expanduser().resolve()) for p in places)
+    problems: list[str] = []
+    clips = cluster.listed(corpus, VIDEO_DIRS, VIDEO_SUFFIXES, problems)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    folder = f"{data}/{corpus.rpartition('/')[2]}/features/{settings.backbone}"
+    return folder, cluster.extract(corpus, clips, folder, settings, progress=not is_quiet(True))
+
+
 def _at_least(low: int, value: int, name: str) -> int:
     if value < low:
         raise UserError(f"{name} {value}: must be {low} or more")
@@ -363,11 +395,10 @@ def _run(folder: Path | None, beam: int | None) -> tuple[Any, DecodeConfig]:
 
 def _training_data(opened: Any, config: Config) -> Any:
     """A corpus' CaptionData; split and vocabulary are built first where they are missing."""
-    from accelerate import PartialState
-
     from vcutils.dataset import load_data
+    from vcutils.runtime.processes import join
 
-    with PartialState().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
+    with join().main_process_first(), redirect_stdout(sys.stderr):  # the others find what it made
         if not all((config.artifacts / name).is_file() for name in ("splits.json", "vocab.json")):
             _print(_make_vocab(opened, config), as_json=False)
     return load_data(opened, config.artifacts, config.extract)

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.features import feature_folder
+from vcutils.runtime.frames import Lengths, lengths_of
+from vcutils.runtime.processes import place
 from vcutils.runtime.sampler import ClipOrder, derange
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
@@ -108,6 +110,7 @@ class Batch(NamedTuple):
     features: Tensor  # (B, T, D) float32, zeros where frame_mask is False
     frame_mask: Tensor  # (B, T) bool, True on frames that exist
     captions: Tensor  # (B, K, L+1) int64: <start> words <end>, then <pad>
+    lengths: Lengths | None = None  # of clips and captions: on the CPU, wherever the tensors are
 
     @property
     def inputs(self) -> Tensor:
@@ -129,7 +132,8 @@ def collate(items: Sequence[Item]) -> Batch:
     for b, rows in enumerate(captions):
         for k, words in enumerate(rows):
             padded[b, k, : len(words)] = torch.tensor(words)
-    return Batch(list(ids), features, frame_mask, padded)
+    batch = Batch(list(ids), features, frame_mask, padded)
+    return batch._replace(lengths=lengths_of(frame_mask, batch.targets, PAD))
 
 
 def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -143,8 +147,7 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
-    batches = BatchSampler(ClipOrder(dataset), batch_size, drop_last=False)
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate,
+        dataset, batch_sampler=ClipOrder(dataset, batch_size, *place()), collate_fn=collate,
         num_workers=num_workers, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from vcutils.config import ExtractConfig
 from vcutils.corpus import Corpus
 from vcutils.runtime.backbones import Backbone, load_backbone
 from vcutils.runtime.decoding import Worker
-from vcutils.runtime.extraction import Ledger, Report, features_of_clips
+from vcutils.runtime.extraction import Ledger, Report, clip_rows
 from vcutils.runtime.machine import cpu_count, is_quiet
 from vcutils.video import Frames
 
@@ -67,13 +67,13 @@ def extract_corpus(
         if not ledger.todo:
             return ledger.report
         backbone = load_backbone(config.backbone)
-        made_by = {"backbone": backbone.name, "weights": backbone.weights}
         bar = tqdm(
             desc=f"{config.backbone} features", total=len(ledger.todo), unit="clip", leave=False,
             disable=is_quiet(progress),
         )  # fmt: skip
-        with bar, closing(features_of_clips(backbone, ledger.todo, config)) as clips:
-            for video_id, frames, features in clips:  # a VideoError stands in for frames that fail
-                ledger.add(video_id, frames, features, made_by)
+        rows = clip_rows(ledger.todo.values(), config, backbone)
+        with bar, closing(rows):
+            for row, features in rows:  # a row with "error" has no features
+                ledger.add(row, features)
                 bar.update()
     return ledger.report

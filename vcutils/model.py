@@ -45,11 +45,11 @@ class Encoder(nn.Module):
         if config.encoder == "bilstm":
             self.lstm = nn.LSTM(C, config.encoder_dim, batch_first=True, bidirectional=True)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""
         frames = self.dropout(torch.relu(self.project(features)))  # (B, T, C)
         if self.lstm is not None:
-            lengths, T = mask.sum(dim=1).cpu(), mask.shape[1]
+            lengths, T = mask.sum(dim=1).cpu() if lengths is None else lengths, mask.shape[1]
             packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
             around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=T)
             frames = frames + around  # the frame's own projection stays visible beside the LSTM's
@@ -65,6 +65,7 @@ class AdditiveAttention(nn.Module):
         self.keys = nn.Linear(memory_dim, config.attention_dim)  # W_m
         self.query = nn.Linear(config.decoder_dim, config.attention_dim, bias=False)  # W_h
         self.score = nn.Linear(config.attention_dim, 1, bias=False)  # v
+        self.requires_grad_(not self.is_uniform)  # equal weights have nothing to learn
 
     def forward(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context (B, K, C) and weights (B, K, T) for decoder states h (B, K, H)."""
@@ -165,13 +166,14 @@ class CaptionModel(nn.Module):
         self.encoder = Encoder(config, feature_dim)
         self.decoder = Decoder(config, vocab_size, feature_dim)
 
-    def encode(self, features: Tensor, frame_mask: Tensor) -> Memory:
+    def encode(self, features: Tensor, frame_mask: Tensor, lengths: Any = None) -> Memory:
         """Encode features (B, T, D) with frame_mask (B, T), once per clip for all its captions.
 
-        Raises ValueError for other shapes, a clip without frames, or a mask with holes.
+        `lengths` (B,) of the clips, on the CPU, spare reading the mask. Raises ValueError for other
+        shapes, a clip without frames, or a mask with holes.
         """
-        check_frames(features, frame_mask, self.feature_dim)
-        values, mask = encode_some(self.encoder, features, frame_mask, self.config)
+        check_frames(features, frame_mask, self.feature_dim, lengths)
+        values, mask = encode_some(self.encoder, features, frame_mask, self.config, lengths)
         decoder = self.decoder
         of_frames = decoder.dropout(features) if decoder.is_matched else values
         return Memory(values, decoder.attention.keys(of_frames), mask)

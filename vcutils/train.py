@@ -1,6 +1,6 @@
 """The training loop, its schedule, and validation with generated captions.
 
-The same function serves one CPU, one GPU, many GPUs and many machines (`accelerate launch`).
+The same function serves one CPU, one GPU, many GPUs and many machines (docs/cluster.md).
 
 Every epoch ends with captions generated for the validation clips (free running, as at test time).
 Their CIDEr picks `best/`; the teacher-forced loss never does, and nothing of the test split is
@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from vcutils.config import Config
@@ -28,8 +28,8 @@ from vcutils.runtime.accelerator import fitting_batch, make_accelerator, remaini
 from vcutils.runtime.fast import TrainingModel, mean_loss
 from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.objective import Objective
+from vcutils.runtime.processes import joined, own, part_ways, weighed
 from vcutils.runtime.record import Record
-from vcutils.vocab import PAD
 
 
 def lr_factor(epoch: float, warmup_epochs: float, epochs: int) -> float:
@@ -72,17 +72,14 @@ class Trainer:
         self.dataset = CaptionDataset(data, "train", settings.captions_per_clip, **shown)
         self.validation = CaptionDataset(data, "val", None, **shown)
         self.references = references({i: data.captions[i] for i in self.validation.ids})
-        self.objective = Objective(config, data, references, self.accelerator.autocast)
+        self.objective = Objective(config, data, references, self.accelerator)
         parameters = self.model.parameters()
-        self.network, self.optimizer, self.loader = self.accelerator.prepare(
-            TrainingModel(self.model),
-            torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True),
-            make_loader(self.dataset, self.batch_size, settings.num_workers),
-        )
-        # What decides which batches come; a resumed run with others starts its epoch over.
-        order = f"{len(self.dataset)} clips by {self.batch_size} x {self.accelerator.num_processes}"
-        order += f", seed {settings.seed}"
-        self.record = Record(run, config, data, order, self.accelerator.is_main_process)
+        adam = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
+        self.network, self.optimizer = self.accelerator.prepare(TrainingModel(self.model), adam)
+        self.loader = make_loader(self.dataset, self.batch_size, settings.num_workers)
+        part_ways(settings.seed)
+        # What decides in which order clips come; a resumed run with another starts its epoch over.
+        self.record = Record(run, config, data, f"{len(self.dataset)} clips, seed {settings.seed}")
         self.parts = (self.model, self.optimizer, self.accelerator.scaler)  # of a checkpoint
         if self.record.is_resumable() if resume == "auto" else resume:
             self.record.load_last(*self.parts)
@@ -94,9 +91,9 @@ class Trainer:
         Raises UserError when another process trains this run.
         """
         record, batches = self.record, len(self.loader)
-        done = self.progress.epoch * batches + self.progress.batch
+        done = batches * (self.progress.epoch + self.progress.clips / len(self.dataset))
         bar = tqdm(
-            desc=f"train {record.run.name}", total=record.epochs * batches, initial=done,
+            desc=f"train {record.run.name}", total=record.epochs * batches, initial=math.ceil(done),
             unit="batch", leave=False, disable=is_quiet(self.has_bar and record.is_main),
         )  # fmt: skip
         with record.writing(), bar:
@@ -115,14 +112,13 @@ class Trainer:
         self.dataset.epoch = progress.epoch
         rewarded = progress.epoch >= progress.first_phase  # the second phase
         self.objective.begin_epoch(self.network, self.dataset, rewarded)
-        for number, batch in remaining(self.loader, progress.batch):
-            done = number + 1
+        for done, clips, places, batch in remaining(self.loader, progress.clips):
             is_step = done % settings.accumulation == 0 or done == batches
             # Several processes exchange their gradients only where a step follows.
             with nullcontext() if is_step else self.accelerator.no_sync(self.network):
-                batch, loss = self.objective(self.network, batch, progress.epoch, rewarded)
-                self.accelerator.backward(loss / settings.accumulation)
-            progress.add(float(loss.detach()), words=int((batch.targets != PAD).sum()))
+                loss, words = self.objective(self.network, batch, progress.epoch, rewarded, places)
+                self.accelerator.backward(weighed(loss, words) / settings.accumulation)
+            self.record.add(loss, words)
             bar.update()
             if not is_step:
                 continue
@@ -131,9 +127,10 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            progress.batch, progress.seconds = done, monotonic() - begun
+            progress.clips, progress.seconds = clips, monotonic() - begun
             if self.record.end_step(*self.parts):
                 return False
+        self.record.read_losses()  # so that nothing is under way when the clock is read
         self._end_epoch(monotonic() - begun)
         return True
 
@@ -148,9 +145,7 @@ class Trainer:
         """Validate, log, save; the second phase goes on from the best epoch of the first."""
         record, progress = self.record, self.progress
         row = progress.end_epoch(seconds) | {"lr": self._lr(progress.epoch)}
-        if self.accelerator.is_main_process:
-            record.end_epoch(row | self.validate(), self.model)
-        self.accelerator.wait_for_everyone()
+        record.end_epoch(row | self.validate(), self.model)
         if record.end_phase(self.model, self.optimizer) or record.finished:
             record.save_last(*self.parts)
 
@@ -161,10 +156,11 @@ class Trainer:
         # All captions of a clip are shown, but no more at once than in a training batch.
         most = max(len(data.captions[i]) for i in clips.ids)
         size = max(1, self.batch_size * settings.captions_per_clip // most)
-        loader = DataLoader(clips, size, collate_fn=collate)
+        loader = DataLoader(Subset(clips, own(range(len(clips)))), size, collate_fn=collate)
         loss = mean_loss(TrainingModel(self.model).eval(), loader, self.accelerator.device)
         decode = replace(self.config.decode, beam_size=settings.val_beam_size)
-        beams = predict(self.model, data.vocabulary, data.store, clips.ids, decode, clips.sources)
-        scores = self.references.score(captions_of(beams), ("Bleu", "CIDEr"))
+        ids, sources = own(clips.ids), own(clips.sources)
+        beams = predict(self.model, data.vocabulary, data.store, ids, decode, sources)
+        scores = self.references.score(joined(captions_of(beams), clips.ids), ("Bleu", "CIDEr"))
         val_scores = {f"val_{name}": scores[name] or 0.0 for name in ("Bleu_4", "CIDEr")}
         return {"val_loss": loss, **val_scores}

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from vcutils.course.editions import student_edition  # noqa: E402
 from vcutils.course.slides import SESSIONS, write_slides  # noqa: E402
 
 DOCS = ("lecturers", "running", "datasets", "settings", "results", "performance", "reliability")  # then what is new
@@ -50,9 +51,7 @@ def exercises(folder: Path) -> list[Path]:
     """Write the exercises as students get them, without answers; nothing where the project has none."""
     if not (ROOT / "notebooks/exercises").is_dir():
         return []
-    command = [sys.executable, "-m", "vcutils", "course", "student", "--out", str(folder / "notebooks/exercises")]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return sorted(folder.glob("notebooks/exercises/*.ipynb"))
+    return student_edition(folder / "notebooks/exercises")
 
 
 def slides(folder: Path) -> Path:

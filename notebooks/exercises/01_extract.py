@@ -206,8 +206,10 @@ for i, number in scenes.items() if is_right("1.3") else ():
     by["random frames"] = rng.choice(np.arange(1, len(number)), len(cuts), replace=False).tolist()
     for name, frames in by.items():
         shares[name] += [cut in frames for cut in cuts]
-for name, hits in shares.items():
-    print(f"{name:>13}: {f'{np.mean(hits):.0%} of {len(hits)} true cuts' if hits else 'not counted: 1.3 is not right yet'}")
+for name, hits in shares.items() if shares["features"] else ():
+    print(f"{name:>13}: {np.mean(hits):.0%} of {len(hits)} true cuts")
+if not shares["features"]:
+    print("Not counted: no clip has known scenes." if is_right("1.3") else "Not counted: 1.3 is not right yet.")
 
 # %% [markdown]
 # What is found in place of a cut is a change *within* a scene: the same thing, suddenly larger or darker. Pixels are not far behind

@@ -15,7 +15,7 @@
 # | exercise | you write | time |
 # |---|---|---|
 # | 2.1 | `build_vocabulary(captions, min_count)` | about 15 minutes |
-# | 2.2 | `collate(clips)` | about 20 minutes |
+# | 2.2 | `collate(clips)` | about 25 minutes |
 # | 2.3 | `inputs_targets(ids)` | about 5 minutes |
 #
 # Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
@@ -92,9 +92,10 @@ for min_count in (2, 50, 100):
 #
 # - `features` (B, T, D), float32, where T is the largest number of frames, with zeros as padding;
 # - `frame_mask` (B, T), bool, True on frames that exist;
-# - `captions` (B, K, L + 1), int64, where K and L + 1 are the largest numbers in the batch, with `PAD` as padding.
+# - `captions` (B, K, L + 1), int64, where K and L + 1 are the largest numbers in the batch, with `PAD` as padding. A
+#   clip with fewer than K captions gets whole rows of `PAD`.
 #
-# - **Time** about 20 minutes
+# - **Time** about 25 minutes
 # - **Hint** Make the three tensors full of padding first, then write the real part of each row.
 # - **Expect** For clips of 16, 12 and 7 frames the mask has the shape (3, 16), and the sums of its rows are 16, 12 and 7. So 13
 #   of 48 rows are padding.

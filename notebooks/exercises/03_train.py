@@ -14,9 +14,9 @@
 #
 # | exercise | you write | time |
 # |---|---|---|
-# | 3.1 | `additive_attention(h, m, mask, W_h, W_m, b, v)` | about 20 minutes |
+# | 3.1 | `additive_attention(h, m, mask, W_h, W_m, b, v)` | about 25 minutes |
 # | 3.2 | `decoder_step(decoder, words, h, c, memory)` | about 15 minutes |
-# | 3.3 | `teacher_forced(model, batch)` | about 20 minutes |
+# | 3.3 | `teacher_forced(model, batch)` | about 25 minutes |
 # | 3.4 | `train(model, loader, optimizer, epochs, clip_norm)` | about 25 minutes |
 # | 3.5 | `ablation(config)` and a paragraph | about 20 minutes |
 #
@@ -64,7 +64,7 @@ print("frames", tuple(batch.features.shape), "memory", tuple(memory.values.shape
 # Write `additive_attention` for states `h` (B, K, H), frames `m` (B, T, C), `mask` (B, T), `W_h` (A, H), `W_m` (A, C), `b` (A),
 # `v` (A). It returns the context (B, K, C) and the weights (B, K, T), without a Python loop. Weights on padding are exactly 0.
 #
-# - **Time** about 20 minutes
+# - **Time** about 25 minutes
 # - **Hint** `h @ W_h.T` is (B, K, A), `m @ W_m.T` is (B, T, A), and their sum for all pairs must be (B, K, T, A): put an axis of
 #   size 1 into each. Which score becomes a weight of exactly 0?
 # - **Expect** The weights of each caption sum to 1. Your result equals the package's to 1e-6.
@@ -174,14 +174,14 @@ print(*(f"{data.vocabulary.words[i]} {p:.0%}" for p, i in zip(likeliest.values, 
 # ## Exercise 3.3 · Teacher forcing, and a loss that leaves padding out
 #
 # The decoder reads the true words of each caption one by one, and at each step says how probable each next word is. Write
-# `teacher_forced(model, batch)`. It returns one number as a tensor: the mean of $-\ln p$ of the true next word, over all *real* words
+# `teacher_forced(model, batch)`. It returns one number as a tensor with its gradient: the mean of $-\ln p$ of the true next word, over all *real* words
 # of the batch.
 #
 # - `model.encode(batch.features, batch.frame_mask)` gives the memory, `model.decoder.start(memory, count=K)` the state `(h, c)`,
 #   `model.decoder.step(words, state, memory)` the new state, the logits (B, K, V) and the weights.
 # - `batch.captions` (B, K, L + 1) go from `<start>` to `<end>`, with `PAD` behind. `batch.inputs` and `batch.targets` are (B, K, L).
 #
-# - **Time** about 20 minutes
+# - **Time** about 25 minutes
 # - **Hint** Add up the nats and the number of real words, step by step, and divide once, at the end.
 # - **Expect** The loss of the trained model on the three clips is 0.39; with padding counted it would be 0.79.
 

@@ -14,9 +14,9 @@
 # | exercise | you write | time |
 # |---|---|---|
 # | 4.1 | `greedy(model, features, max_length)` | about 15 minutes |
-# | 4.2 | `beam(model, features, k, max_length)` and a sentence | about 40 minutes |
-# | 4.3 | `bleu(captions, references)` | about 30 minutes |
-# | 4.4 | `content_accuracy(captions, events)` and a paragraph | about 25 minutes |
+# | 4.2 | `beam(model, features, k, max_length)` and a sentence | about 50 minutes |
+# | 4.3 | `bleu(captions, references)` | about 35 minutes |
+# | 4.4 | `content_accuracy(captions, events)` and a paragraph | about 40 minutes |
 #
 # Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
 # not other variables of the notebook: they are not there when it is marked. A wrong answer blocks nothing: after each exercise
@@ -123,13 +123,13 @@ for i in val[:3]:
 # 2. Let each hypothesis go on with its `k + 1` most probable next words. These are the *candidates*; their log-probabilities add
 #    up. Sort them, the most probable first.
 # 3. Of the first `k` candidates, those that end in `END` have ended. Note them with their *ranking score*: log-probability divided by
-#    the number of words, `END` included.
+#    the number of words, `END` counted, `START` not.
 # 4. The first `k` candidates that do *not* end in `END` are the hypotheses of the next step.
-# 5. Stop after `max_length` words. Stop earlier when `k` captions have ended and the best hypothesis' log-probability, divided by
-#    its number of words, is no better than the `k`-th best ranking score.
+# 5. Stop after `max_length` words. Stop earlier when at least `k` captions have ended and the best hypothesis' log-probability,
+#    divided by its number of words (`START` not counted), is no better than the `k`-th best ranking score.
 # 6. Return the ended caption with the best ranking score; where none has ended, the most probable hypothesis.
 #
-# - **Time** about 40 minutes
+# - **Time** about 50 minutes
 # - **Hint** Keep a hypothesis as a tuple (log-probability, words, state). A state is never changed, so several may share it.
 # - **Expect** Mean log-probability of the sample's validation captions: −7.14 with k = 1, −6.50 with k = 2, −6.35 with k = 5.
 
@@ -201,10 +201,11 @@ for k in (1, 2, 5):
 #   clips first, then divide. An n-gram counts at most as often as in the reference that has most of it.
 # - $c$ is the number of words in all captions. $r$ adds up, for each caption, the length of the reference that is closest in length;
 #   of two equally close ones the shorter.
+# - Where the captions have no n-gram in common with the references, for any n, BLEU-4 is 0.
 #
 # $$\text{BLEU-4} = \min(1,\; e^{1 - r/c}) \cdot (p_1\, p_2\, p_3\, p_4)^{1/4}$$
 #
-# - **Time** about 30 minutes
+# - **Time** about 35 minutes
 # - **Hint** For two `Counter`s, `a | b` is the larger count of each entry, `a & b` the smaller.
 # - **Expect** 0.6766 for the sample's validation captions with k = 5, equal to the toolkit's number to four decimals.
 
@@ -262,11 +263,11 @@ print(f"BLEU-4 of {len(val)} validation captions: {References(of_val).score(capt
 #
 # - *things*: one of the thing's words is in the caption;
 # - *changes*: one of the change's words stands in the caption behind the *first* word for its thing, and in front of the next
-#   *other* thing's word. Any word counts as another thing's that is a thing's word in some clip of `events`.
+#   word for *another* thing. All things of all clips of `events` count as other things, not only those of this clip.
 #
 # `tokenize(caption)` cuts a caption into words. A clip that `events` does not know does not count.
 #
-# - **Time** about 25 minutes
+# - **Time** about 40 minutes
 # - **Hint** First collect the words of all things. Then, for each scene, find its thing's place in the caption and go on from there.
 # - **Expect** On the sample's validation clips with k = 5: things 91 %, changes 66 %. `naming` gives the same numbers.
 

@@ -14,9 +14,9 @@
 #
 # | exercise | you write | time |
 # |---|---|---|
-# | 5.1 | `pointing(words, weights, times, events)` | about 20 minutes |
-# | 5.2 | `deletion(log_probs, features, row, position, draws)` | about 20 minutes |
-# | 5.3 | `hide_strongest(features, attention, share)` and a paragraph | about 20 minutes |
+# | 5.1 | `pointing(words, weights, times, events)` | about 25 minutes |
+# | 5.2 | `deletion(log_probs, features, row, position, draws)` | about 15 minutes |
+# | 5.3 | `hide_strongest(features, attention, share)` and a paragraph | about 25 minutes |
 # | 5.4 | `article_correlation(words, weights)` and a paragraph | about 20 minutes |
 #
 # Replace `raise NotImplementedError` by your lines. Keep the functions' names and arguments, and use what a function is given,
@@ -58,7 +58,7 @@ print(f"{len(test)} captions with their attention; times of events are {'known' 
 #
 # Leave out a word that is true at *all* frames: it cannot miss.
 #
-# - **Time** about 20 minutes
+# - **Time** about 25 minutes
 # - **Hint** Make a boolean array `inside` (T) for each word first. What is the mean of a boolean array?
 # - **Expect** On the sample's test clips: things hit 100 % at a chance of 41 %, changes 98 % at 44 %.
 
@@ -112,7 +112,7 @@ for line in measures.grounding_table(measures.ground(predictions, times, events)
 # - *attended*: the cost of hiding the n frames with the largest weights;
 # - *random*: the mean cost of hiding the frames of each draw.
 #
-# - **Time** about 20 minutes
+# - **Time** about 15 minutes
 # - **Hint** A hidden frame is taken out before the encoder: `np.delete(features, frames, axis=0)`.
 # - **Expect** On the sample's test captions, a quarter of the frames hidden: attended minus random is +0.78 nats per word, with a
 #   95 % interval from +0.69 to +0.87.
@@ -156,7 +156,7 @@ print(f"attended minus random: {mean:+.2f} nats per word, 95 % interval [{low:+.
 # share)`. It returns the features (T, D) without the *fewest* frames that together carry at least `share` of the mean attention. At
 # least one frame must be left.
 #
-# - **Time** about 20 minutes, with the paragraph
+# - **Time** about 25 minutes, with the paragraph
 # - **Hint** Sort the frames, the strongest first. `cumsum` tells how much the first n of them carry.
 # - **Expect** On the sample, hiding a quarter of the attention takes away 16 % of the frames, and 10 of 40 test captions stay as
 #   they were. With half of the attention it is 33 % of the frames, and 1 caption of 40 stays.

@@ -42,7 +42,7 @@ def read_clips(run: Run, root: Path) -> dict[str, np.ndarray]:
     clips = {i.replace("vtt", "video"): path for i, path in open_corpus(root).clips.items()}
     if not (known := {i: path for i, path in clips.items() if i in run.data.splits["val"]}):
         raise UserError(f"{root}: no video file of a validation clip of {run.folder}")
-    made = features_of_clips(run.backbone, known, ExtractConfig(num_frames=max(COUNTS)))
+    made = features_of_clips(run.backbone, known.items(), ExtractConfig(num_frames=max(COUNTS)))
     return {i: features.numpy() for i, _, features in made}
 
 

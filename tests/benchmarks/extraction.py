@@ -102,7 +102,7 @@ def sought(corpus: Corpus, backbone: Backbone, num_frames: int) -> float:
 def decoded(corpus: Corpus, backbone: Backbone, workers: int, num_frames: int = FRAMES) -> float:
     """Frames per second that worker processes decode and resize, once they run."""
     clips = {f"{n}-{i}": path for n in range(4) for i, path in corpus.clips.items()}
-    with contextlib.closing(decode_clips(clips, num_frames, backbone.resize, workers)) as stream:
+    with contextlib.closing(decode_clips(clips.items(), num_frames, backbone.resize, workers)) as stream:
         for _ in range(2 * workers):
             next(stream)
         rest = len(clips) - 2 * workers

@@ -1,7 +1,9 @@
 """The lessons' pictures and their exported HTML in Chromium; a cell that carries a widget and a page in JupyterLab."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -60,8 +62,8 @@ def test_no_text_of_a_picture_lies_on_another(name, tab, screenshots):
     assert page.evaluate(OVERLAPS) == [] and not tab.errors
 
 
-@pytest.fixture
-def lesson(tmp_path):
+@pytest.fixture(scope="module")
+def unread(tmp_path_factory):
     """A notebook with a formula, a picture and a slider that carries a page, not executed."""
     html = "<!doctype html><p>it's</p><script>document.querySelector('p').append(' & alive')</script>"
     cells = [
@@ -72,20 +74,25 @@ def lesson(tmp_path):
     ]  # fmt: skip
     notebook = new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    folder = tmp_path / "lesson"
-    folder.mkdir()
-    nbformat.write(notebook, folder / "lesson.ipynb")
-    return folder / "lesson.ipynb"
+    path = tmp_path_factory.mktemp("unread") / "lesson.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(unread, repo, tmp_path_factory):
+    """The notebook executed and exported as HTML, once for both schemes of colours."""
+    lesson = Path(shutil.copy(unread, tmp_path_factory.mktemp("exported")))
+    execute = ["jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", str(lesson)]
+    for command in (execute, ["vcutils.course.export", str(lesson.parent)]):
+        subprocess.run([sys.executable, "-m", *command], cwd=repo, check=True, capture_output=True)
+    return lesson.with_suffix(".html")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_exported_lesson_shows_everything_offline(lesson, tab, repo, screenshots, scheme):
-    execute = ["jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", str(lesson)]
-    export = ["vcutils.course.export", str(lesson.parent)]
-    for command in (execute, export):
-        subprocess.run([sys.executable, "-m", *command], cwd=repo, check=True, capture_output=True)
+def test_exported_lesson_shows_everything_offline(exported, tab, screenshots, scheme):
     page = tab(offline=True, color_scheme=scheme)
-    page.goto(lesson.with_suffix(".html").as_uri())
+    page.goto(exported.as_uri())
     formula = page.locator("math[display=block]").bounding_box()
     assert formula["height"] > 15 and "$$" not in page.inner_text("body")
     assert page.locator(".jp-RenderedSVG img").evaluate("image => image.naturalWidth") > 200
@@ -97,9 +104,9 @@ def test_exported_lesson_shows_everything_offline(lesson, tab, repo, screenshots
     assert all(address.startswith(("file:", "data:", "about:")) for address in page.asked) and not tab.errors
 
 
-def test_running_lesson_shows_the_widget_and_not_the_page(lesson, lab, tab):
+def test_running_lesson_shows_the_widget_and_not_the_page(unread, lab, tab):
     page = tab()
-    page.goto(lab(lesson.parent)(lesson.name))
+    page.goto(lab(unread.parent)(unread.name))
     expect(page.locator("#jp-bottom-panel")).to_contain_text("| Idle", timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

@@ -237,7 +237,7 @@ def _step_seconds(trainer: Trainer) -> float:
     trainer.network.train()
     for batch in islice(chain.from_iterable(repeat(trainer.loader)), TRIAL_STEPS):
         started = monotonic()
-        _, loss = trainer.objective(trainer.network, batch)
+        loss, _ = trainer.objective(trainer.network, batch)
         trainer.accelerator.backward(loss)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()

@@ -80,15 +80,14 @@ def find_caption_file(root: Path) -> Path:
 
     Raises UserError when there is none, or more than one to choose from.
     """
-    for name in CAPTION_FILES:
-        if (root / name).is_file():
-            return root / name
-    others = [p for p in sorted(root.iterdir()) if p.suffix in (".csv", ".json") and p.name not in NOT_CAPTIONS]
-    if len(others) > 1:
-        raise UserError(f"{root}: {', '.join(p.name for p in others)}: which holds the captions? Name it captions.txt")
-    if not others:
+    found = [root / name for name in CAPTION_FILES if (root / name).is_file()][:1]
+    found = found or [p for p in root.iterdir() if p.suffix in (".csv", ".json") and p.name not in NOT_CAPTIONS]
+    if len(found) > 1:
+        names = ", ".join(sorted(path.name for path in found))
+        raise UserError(f"{root}: {names}: which holds the captions? Name it captions.txt")
+    if not found:
         raise UserError(f"{root}: no {' or '.join(CAPTION_FILES)}; write one '<video_id> <caption>' per line")
-    return others[0]
+    return found[0]
 
 
 def read_captions(path: Path, problems: list[str] | None = None) -> Captions:

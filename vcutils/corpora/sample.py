@@ -15,12 +15,11 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -37,64 +36,10 @@ RECIPE = 2  # raise it when the same seed renders other files, so that old corpo
 HEADER = "# vcutils sample corpus"  # first line of captions.txt: by it build() knows a folder as its own
 
 
-@dataclass(frozen=True)
-class Photo:
-    """One photograph and the words for it; `focus` is the (x, y, size) of the crop, as fractions."""
-
-    file: str
-    names: tuple[str, ...]  # the usual one first
-    words: tuple[str, ...]  # the tokens of its names that name what is seen
-    focus: tuple[float, float, float]
-    credit: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """One visible change in two wordings, the usual one first, and the tokens in them that mean the change."""
-
-    name: str
-    does: tuple[str, str]  # a cat ...
-    doing: tuple[str, str]  # we see a cat ...
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One photograph under one change for a number of frames."""
-
-    photo: Photo
-    change: Change
-    frames: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The plan of one clip; `seed` draws the details of its pictures."""
-
-    id: str
-    split: str
-    fps: int
-    suffix: str
-    codec: str  # as OpenCV names it, four letters
-    seed: int
-    scenes: tuple[Scene, ...]
-
-    @property
-    def file(self) -> str:
-        """File name under videos/."""
-        return self.id + self.suffix
-
-
-def _in_tuples(row: dict[str, Any]) -> dict[str, Any]:
-    """A table's row, its lists as tuples, so that what is made of it can be hashed."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-
-
+# Photographs, changes and sentence forms (each for one, two and three scenes); the file explains its fields.
 _TEXT = files("vcutils.corpora").joinpath("photos_and_changes.json").read_text(encoding="utf-8")
-_TABLES = json.loads(_TEXT, object_hook=_in_tuples)
-PHOTOS = tuple(Photo(**row) for row in _TABLES["photos"])
-CHANGES = tuple(Change(**row) for row in _TABLES["changes"])
-FORMS: tuple[list[str], ...] = _TABLES["forms"]  # sentence forms, each for one, two and three scenes
+_TABLES = json.loads(_TEXT, object_hook=lambda row: SimpleNamespace(**row))
+PHOTOS, CHANGES, FORMS = _TABLES.photos, _TABLES.changes, _TABLES.forms
 
 CAPTIONS = 5  # per clip
 FAVOURED = 6  # how much likelier the two forms of the first scene's change are
@@ -105,6 +50,26 @@ SCENES_PER_CLIP = (2, 2, 3, 3, 1, 2, 3, 2, 3, 2)  # two or three, a few one
 SCENE_FRAMES = {1: (6, 8), 2: (4, 6), 3: (4, 5)}  # from … to, at LOW_RATES: clips have 6 to 15 frames
 LOW_RATES = (4, 5, 6)  # frames per second of most clips; every one is then sampled from the short ones
 HIGH_RATES = (12, 15, 24, 25)  # of one clip in eight
+
+
+class Scene(NamedTuple):
+    """One photograph under one change for a number of frames."""
+
+    photo: Any  # a row of PHOTOS
+    change: Any  # a row of CHANGES
+    frames: int
+
+
+class Clip(NamedTuple):
+    """The plan of one clip."""
+
+    id: str
+    split: str
+    fps: int
+    file: str  # name under videos/
+    codec: str  # as OpenCV names it, four letters
+    seed: int  # draws the details of its pictures
+    scenes: tuple[Scene, ...]
 
 
 def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> Path:
@@ -121,8 +86,10 @@ def build(out: Path, clips: int = 120, seed: int = 0, progress: bool = True) -> 
         raise UserError(f"a sample corpus needs at least {MIN_CLIPS} clips to hold pairs out for the test, not {clips}")
     planned = plan(clips, seed)
     recipe: dict[str, Any] = {"recipe": RECIPE, "clips": clips, "seed": seed, "files": [clip.file for clip in planned]}
-    if _is_complete(out, recipe):
-        return out
+    names = ["captions.txt", "splits.json", "events.json", *(f"videos/{file}" for file in recipe["files"])]
+    with suppress(OSError, ValueError):
+        if read_json(out / "sample.json") == recipe and all((out / name).is_file() for name in names):
+            return out
     _claim(out, recipe["files"])
 
     lines = [
@@ -168,7 +135,8 @@ def plan(clips: int, seed: int) -> list[Clip]:
         suffix, codec = ".mp4", "mp4v"
         if number % 10 == 5:  # some files of other kinds, as in any real corpus
             suffix, codec = ".avi", "XVID" if number % 20 == 5 else "MJPG"
-        planned.append(Clip(f"sample_{number:04d}", split, fps, suffix, codec, int(rng.integers(2**31)), scenes))
+        name, seed = f"sample_{number:04d}", int(rng.integers(2**31))
+        planned.append(Clip(name, split, fps, name + suffix, codec, seed, scenes))
     return planned
 
 
@@ -187,20 +155,11 @@ def _phrases(scene: Scene, rng: np.random.Generator) -> SimpleNamespace:
     """A scene in the words that one person would choose, as the parts of a sentence."""
     thing = scene.photo.names[int(rng.random() < SYNONYM) % len(scene.photo.names)]
     wording = int(rng.random() < SYNONYM)
-    does, doing = scene.change.does[wording], scene.change.doing[wording]
+    return _parts(thing, scene.change.does[wording], scene.change.doing[wording])
+
+
+def _parts(thing: str, does: str, doing: str) -> SimpleNamespace:
     return SimpleNamespace(thing=thing, does=f"{thing} {does}", that=f"{thing} that {does}", doing=f"{thing} {doing}")
-
-
-@cache
-def _form_patterns() -> list[re.Pattern[str]]:
-    def either(phrases: Any) -> str:
-        return "(?:" + "|".join(re.escape(p) for p in phrases) + ")"
-
-    thing = either(name for photo in PHOTOS for name in photo.names)
-    does = either(phrase for change in CHANGES for phrase in change.does)
-    doing = either(phrase for change in CHANGES for phrase in change.doing)
-    parts = SimpleNamespace(thing=thing, does=f"{thing} {does}", that=f"{thing} that {does}", doing=f"{thing} {doing}")
-    return [re.compile("|".join(f.format(*(parts,) * 3) for f in form)) for form in FORMS]
 
 
 def form_of(caption: str) -> int | None:
@@ -208,26 +167,32 @@ def form_of(caption: str) -> int | None:
     return next((number for number, form in enumerate(_form_patterns()) if form.fullmatch(caption)), None)
 
 
+@cache
+def _form_patterns() -> list[re.Pattern[str]]:
+    def either(rows: Any, name: str) -> str:
+        return f"(?:{'|'.join(phrase for row in rows for phrase in getattr(row, name))})"
+
+    parts = _parts(either(PHOTOS, "names"), either(CHANGES, "does"), either(CHANGES, "doing"))
+    return [re.compile("|".join(f.format(*(parts,) * 3) for f in form)) for form in FORMS]
+
+
 def events(clip: Clip) -> dict[str, Any]:
     """When each word of the captions is true: {"duration": s, "events": [{"kind", "words", "start", "end"}, …]}.
 
     Kinds are thing, change and order. Times are in seconds, [start, end), with frame i at i / fps.
     """
-    rows, frame = [], 0
-    for scene, order in zip(clip.scenes, ORDER_WORDS[len(clip.scenes)], strict=True):
-        start, frame = _seconds(frame, clip), frame + scene.frames
+    frames = itertools.accumulate((scene.frames for scene in clip.scenes), initial=0)
+    # Rounded as in the features' manifest: else a scene's first frame could lie before its start.
+    borders = [round(frame / clip.fps, 4) for frame in frames]
+    rows = []
+    for scene, order, start, end in zip(clip.scenes, ORDER_WORDS[len(clip.scenes)], borders, borders[1:], strict=False):
         for kind, words in (("thing", scene.photo.words), ("change", scene.change.words), ("order", order)):
             if words:
-                rows.append({"kind": kind, "words": list(words), "start": start, "end": _seconds(frame, clip)})
-    return {"duration": _seconds(frame, clip), "events": rows}
+                rows.append({"kind": kind, "words": list(words), "start": start, "end": end})
+    return {"duration": borders[-1], "events": rows}
 
 
-def _seconds(frame: int, clip: Clip) -> float:
-    """Time of a frame, rounded as in the features' manifest: else a scene's first frame could lie before its start."""
-    return round(frame / clip.fps, 4)
-
-
-def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[tuple[Photo, Change]]]] | None:
+def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[tuple[Any, Any]]]] | None:
     """Draw (split, [(photo, change), …]) for every clip, or None when no free pair was left."""
     test, val = max(2, round(clips / 6)), max(2, round(clips / 10))
     sizes = {"test": test, "val": val, "train": clips - test - val}  # train last: it may use whatever is left
@@ -238,7 +203,7 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     reserved = {(thing, i % len(changes)): "test" for i, thing in enumerate(things)}
     step = 1 if len(things) < 8 else 2  # validation asks less, so that training sees more
     reserved |= {(things[i], (i + 2) % len(changes)): "val" for i in range(0, len(things), step)}
-    owner: dict[tuple[int, int], str] = {}  # pair of things → the split that shows it
+    owner: dict[frozenset[int], str] = {}  # pair of things → the split that shows it
     drawn = []
     for split, size in sizes.items():
         shown = [t for t in things if split == "train" or any(reserved.get((t, c)) == split for c in changes)]
@@ -263,8 +228,8 @@ def _draw_scenes(rng: np.random.Generator, clips: int) -> list[tuple[str, list[t
     return drawn
 
 
-def _pairs(things: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(min(pair), max(pair)) for pair in itertools.combinations(things, 2)]
+def _pairs(things: tuple[int, ...]) -> list[frozenset[int]]:
+    return [frozenset(pair) for pair in itertools.combinations(things, 2)]
 
 
 def _read_photo(file: str) -> np.ndarray:
@@ -328,13 +293,6 @@ def _write_clip(clip: Clip, pictures: dict[str, np.ndarray], path: Path) -> None
                     writer.write(frame)
         finally:
             writer.release()
-
-
-def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    names = ["captions.txt", "splits.json", "events.json", *(f"videos/{file}" for file in recipe["files"])]
-    with suppress(OSError, ValueError):
-        return read_json(out / "sample.json") == recipe and all((out / name).is_file() for name in names)
-    return False
 
 
 def _claim(out: Path, file_names: list[str]) -> None:

@@ -22,11 +22,16 @@ from vcutils.runtime.machine import cpu_count, is_quiet
 
 NOTEBOOK_BYTES = 20 << 20
 QUESTION = re.compile(r"\*\*Your (?:paragraph|sentence)\*\*")
+HEADING = re.compile(r"^## Exercise ([\d.]+)", re.M)
+NEXT = re.compile(r"^\*\*Next\*\* .*", re.M)  # where the notebook sends its reader
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root {{ color-scheme: light dark; }} body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: auto; padding: 1em; }}
-td, th {{ text-align: left; vertical-align: top; padding: .2em 1em .2em 0; }}
-pre {{ overflow-x: auto; padding: .6em; border: 1px solid #8886; white-space: pre-wrap; }}</style>
+td, th {{ text-align: left; vertical-align: top; padding: .2em 1em .2em 0; overflow-wrap: anywhere; }}
+td:nth-child(3) {{ font-weight: bold; }} .lost td:nth-child(3) {{ color: #d33; }}
+pre, blockquote {{ padding: .6em; margin: 1em 0; border: 1px solid #8886; }}
+pre, blockquote {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+@media (max-width: 40em) {{ td:nth-child(2), th:nth-child(2) {{ display: none; }} }}</style>
 <h1>{name}: {total:g} of {most}</h1>
 <p>1: right; 0.5: right by the check of the notebook, but not in all hidden tests; 0: not right.</p>
 <table><tr><th>exercise<th>function<th>mark<th>reason</tr>{rows}</table>
@@ -40,7 +45,7 @@ class Submission:
 
     name: str
     notebooks: dict[str, list[str]] = field(default_factory=dict)  # file → sources of its code cells
-    answers: list[str] = field(default_factory=list)  # written ones
+    answers: list[tuple[str, str]] = field(default_factory=list)  # written ones: number of the exercise, text
     problems: list[str] = field(default_factory=list)
     marks: dict[str, dict[str, Any]] = field(default_factory=dict)  # number → {"mark", "reason"}
 
@@ -118,19 +123,24 @@ def report(student: Submission) -> str:
     def row(number: str) -> str:
         result = student.marks[number]
         cells = number, EXERCISES[number].function, f"{result['mark']:g}", result["reason"]
-        return "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>"
+        begin = "<tr class=lost>" if result["mark"] < 1 else "<tr>"
+        return begin + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>"
+
+    def answer(number: str, text: str) -> str:
+        written = "" if "YOUR ANSWER HERE" in text else f"<blockquote>{escape(text)}</blockquote>"
+        return f"<h3>{escape(number)}</h3>{written or '<p>not written</p>'}"
 
     functions = []
     for number, exercise in EXERCISES.items():
         cells = [cell for cell in _cells_of(student, number) if re.search(rf"\b{exercise.function}\b\s*[(=]", cell)]
-        functions += [f"<h3>{number}</h3>", *map(block, cells[:1])]
+        functions += [f"<h3>{number}</h3>", *map(block, cells[:1])] if cells else []
     return PAGE.format(
         name=escape(student.name),
         total=student.total,
         most=len(EXERCISES),
         rows="".join(map(row, EXERCISES)),
         problems="".join(f"<p>{escape(problem)}</p>" for problem in student.problems),
-        answers="".join(map(block, student.answers)) or "<p>none</p>",
+        answers="".join(answer(*pair) for pair in student.answers) or "<p>none</p>",
         functions="".join(functions),
     )
 
@@ -167,7 +177,11 @@ def _read(folder: Path) -> Submission:
             student.problems.append(f"{path.name}: not a notebook that can be read ({type(error).__name__}: {error})")
             continue
         student.notebooks[path.relative_to(folder).as_posix()] = [text for kind, text in texts if kind == "code"]
-        student.answers += [text for kind, text in texts if kind == "markdown" and QUESTION.search(text)]
+        number = ""
+        for text in (text for kind, text in texts if kind == "markdown"):
+            number = next(iter(HEADING.findall(text)), number)
+            if QUESTION.search(text):
+                student.answers.append((number, NEXT.sub("", text).strip()))
     if not student.notebooks and not student.problems:
         student.problems.append("no notebook in the folder")
     return student

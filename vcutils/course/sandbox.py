@@ -23,6 +23,7 @@ from typing import Any
 from vcutils.course.exercises import EXERCISES, TOPICS, describe, verdict
 
 SECONDS, MEGABYTES = 20.0, 2000  # of one exercise; memory beyond what Python and torch take themselves
+WAITING = 120.0  # seconds after which code that computes nothing is stopped
 FILE_BYTES, RESULT_BYTES = 64 << 20, 1 << 16
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # flags of Linux' unshare
@@ -52,13 +53,16 @@ def examine(task: dict[str, Any], seconds: float = SECONDS, megabytes: int = MEG
     with tempfile.TemporaryDirectory(prefix="vcutils-grade-", ignore_cleanup_errors=True) as folder:
         process = context.Process(target=_work, args=(json.dumps(task), folder, seconds, megabytes), daemon=True)
         process.start()
-        process.join(max(120, 5 * seconds))  # `seconds` are those of computing; this is for code that only waits
+        longest = max(WAITING, 5 * seconds)
+        process.join(longest)
         alive = process.is_alive()
         with suppress(OSError, AttributeError):  # what it has started goes with it; Windows has no groups
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
-        if alive or process.exitcode == -int(getattr(signal, "SIGXCPU", 0) or 1 << 30):
+        if alive:
+            return {"mark": 0.0, "reason": f"stopped after {longest:g} seconds: does it wait for something?"}
+        if process.exitcode == -int(getattr(signal, "SIGXCPU", 0) or 1 << 30):
             return {"mark": 0.0, "reason": f"stopped after {seconds:g} seconds of computing: an endless loop?"}
         result = _read(Path(folder) / "result.json")
         if result is None:

@@ -1,15 +1,16 @@
 """Hugging Face accelerate, set up for one run after another in the same process."""
 
+import math
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import find_executable_batch_size
 
 from vcutils.runtime.fast import TrainingModel
+from vcutils.runtime.processes import join, over_all
 from vcutils.runtime.settings import UserError
 
 
@@ -18,8 +19,8 @@ def make_accelerator(precision: str) -> Accelerator:
 
     Gradient accumulation is the trainer's own: accelerate's would be shared by all runs of a process.
     """
+    on_gpu = join().device.type == "cuda"
     if precision == "auto":
-        on_gpu = PartialState().device.type == "cuda"
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
         AcceleratorState._reset_state()  # an earlier run of this process used another one
@@ -47,7 +48,10 @@ def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, sett
 
 
 def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
-    """The first size from `upper` down whose `try_batch(size)` finds enough GPU memory. Raises UserError for none."""
+    """The first size from `upper` down whose `try_batch(size)` finds enough GPU memory, in every process.
+
+    Raises UserError for none.
+    """
 
     def attempt(batch_size: int) -> int:
         try:
@@ -57,7 +61,7 @@ def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
         return batch_size
 
     try:
-        return int(find_executable_batch_size(attempt, starting_batch_size=upper)())
+        return int(*over_all([find_executable_batch_size(attempt, starting_batch_size=upper)()], "MIN"))
     except RuntimeError as error:
         if "No executable batch size" not in str(error):
             raise
@@ -66,14 +70,17 @@ def largest_batch(try_batch: Callable[[int], Any], upper: int) -> int:
         ) from error
 
 
-def remaining(loader: Any, done: int) -> Iterator[tuple[int, Any]]:
-    """The batches of an epoch behind the first `done`, with their numbers."""
-    if done >= len(loader):  # old versions of accelerate would give one empty batch
-        return
-    batches = enumerate(skip_first_batches(loader, done) if done else loader, done)
+def remaining(loader: Any, done: int) -> Iterator[tuple[int, int, range, Any]]:
+    """The batches of an epoch behind the first `done` clips, of all processes.
+
+    Each comes with how many batches and clips are then done, and with its clips' places in the epoch: with none when
+    it only keeps this process in step.
+    """
+    order, state = loader.batch_sampler, torch.get_rng_state()
+    order.done, clips = done, len(order.dataset)
+    batches = iter(loader)
     if done:  # a loader draws a random number when it starts, which the run that was cut had drawn before
-        state = torch.get_rng_state()
-        first = list(islice(batches, 1))
         torch.set_rng_state(state)
-        yield from first
-    yield from batches
+    for batch, first in zip(batches, range(done, clips, order.size), strict=True):
+        then = min(first + order.size, clips)
+        yield math.ceil(then / order.size), then, order.share(first), batch

@@ -3,11 +3,13 @@
 Every step is one pass through the decoder for all clips and all beams; clips that are done leave the batch.
 """
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from vcutils.config import DecodeConfig
 
@@ -85,7 +87,7 @@ class _Beams:
     def _select(self, *index: Any) -> None:
         """Go on with these clips, or these beams of each clip."""
         self.words, self.log_probs, self.attention = self.words[index], self.log_probs[index], self.attention[index]
-        self.state = tuple(part[index] for part in self.state)
+        self.state = tree_map(itemgetter(index), self.state)  # an ensemble's holds those of its models
 
     def _leave(self) -> None:
         """Take clips that are done out of the batch."""
@@ -104,7 +106,7 @@ class _Beams:
         if len(stay) < len(self.clips):
             self._select(stay)
             self.clips, self.total = self.clips[stay], self.total[stay]
-            self.memory = type(self.memory)(*(part[stay] for part in self.memory))
+            self.memory = tree_map(itemgetter(stay), self.memory)
 
     def _record(self, group: list[list[Beam]], row: int, beam: int, last: list[int], log_prob: Tensor) -> None:
         """Add a caption to a group, with its last word (<end>) and that word's log-probability, or unfinished."""

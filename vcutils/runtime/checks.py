@@ -4,6 +4,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,10 @@ _NO_FILE_NAME = re.compile(
 
 def existing_folder(root: Path) -> Path:
     """The folder's absolute path. Raises UserError where there is none."""
-    try:
+    with suppress(OSError, RuntimeError, ValueError):  # no such user's home, a NUL in the path
         path = Path(root).expanduser().resolve(strict=True)
         if path.is_dir():
             return path
-    except (OSError, RuntimeError, ValueError):  # no such user's home, a NUL in the path
-        pass
     raise UserError(f"{root}: no such folder; a corpus is a folder with videos/ and captions.txt")
 
 

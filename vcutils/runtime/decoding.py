@@ -68,12 +68,9 @@ def frames_at(path: Path, indices: Iterable[int], height: int) -> list[np.ndarra
 
 def first_frame(path: Path) -> Frames:
     """The first frame of a clip, without its pixels. Raises VideoError when not even that one decodes."""
-    capture = open_clip(path)
-    is_read, frame = capture.read()
-    capture.release()
-    if not is_read:
+    if not open_clip(path).read()[0]:
         raise VideoError(f"{path}: its first frame does not decode; the file is empty, cut or not a video")
-    return Frames([frame[:0]], [0], [0.0], fps=25.0, decoded=1)
+    return Frames([], [0], [0.0], fps=25.0, decoded=1)
 
 
 class Worker:
@@ -102,11 +99,10 @@ class Worker:
         is_late = monotonic() - begun >= seconds
         if answer is None or is_late:
             self.close()
-        if answer is None and is_late:
-            raise VideoError(f"{path}: not decoded within {seconds:.0f} s; cut the clip, or leave it out")
         if answer is None:
-            code = child.returncode
-            raise VideoError(f"{path}: the decoder crashed on it (exit code {code}); convert the clip to MP4 (H.264)")
+            crash = f"the decoder crashed on it (exit code {child.returncode}); convert the clip to MP4 (H.264)"
+            late = f"not decoded within {seconds:.0f} s; cut the clip, or leave it out"
+            raise VideoError(f"{path}: {late if is_late else crash}")
         if "error" in answer:
             raise VideoError(answer["error"])
         return Frames(**answer)
@@ -145,14 +141,16 @@ class Worker:
 
 
 def decode_clips(
-    clips: Mapping[str, Path],
+    clips: Iterable[tuple[str, Path]],
     num_frames: int,
     resize: Resize | None,
     workers: int | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
-    """(id, frames or the reason why there are none) of clips in order, by `workers` processes; None: one per core."""
-    count = min(workers or cpu_count(), max(1, len(clips)))
+    """(id, frames or the reason why there are none) of clips (id, file) in order, by `workers` processes; None: one per
+    core. They start when they are needed.
+    """
+    count = workers or cpu_count()
     started = [Worker(num_frames, resize, patience) for _ in range(count)]
     idle = started.copy()  # each of the pool's threads takes one for a clip
 
@@ -168,7 +166,7 @@ def decode_clips(
     pool = ThreadPoolExecutor(count)
     waiting: deque[tuple[str, Future]] = deque()
     try:
-        for video_id, path in clips.items():
+        for video_id, path in clips:
             waiting.append((video_id, pool.submit(decode, path)))
             if len(waiting) > AHEAD * count:
                 oldest, future = waiting.popleft()
@@ -185,7 +183,7 @@ def unreadable_clips(
     clips: Mapping[str, Path], workers: int | None = None, patience: float = PATIENCE
 ) -> dict[str, str]:
     """The reason for every clip of which not even the first frame decodes; see `decode_clips`."""
-    decoded = decode_clips(clips, 0, None, workers, patience)
+    decoded = decode_clips(clips.items(), 0, None, workers, patience)
     return {video_id: str(frames) for video_id, frames in decoded if isinstance(frames, VideoError)}
 
 
@@ -203,25 +201,18 @@ def serve() -> None:
     for line in requests:
         head, images = _answer(**json.loads(line))
         with suppress(BrokenPipeError):
-            answers.write(json.dumps(head).encode() + b"\n")
-            for image in images:
-                answers.write(image.data)
+            answers.write(json.dumps(head).encode() + b"\n" + images)
             answers.flush()
 
 
-def _answer(
-    path: str, num_frames: int, resize: dict[str, Any] | None, threads: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _answer(path: str, num_frames: int, resize: dict[str, Any] | None, threads: int) -> tuple[dict[str, Any], bytes]:
     """What the worker writes for a clip: a line of JSON, and the frames."""
     clip, each = Path(path), Resize(**resize) if resize else None
     try:
-        if num_frames:
-            frames = sample_frames(clip, num_frames, each, threads)
-        else:
-            frames = first_frame(clip)
+        frames = sample_frames(clip, num_frames, each, threads) if num_frames else first_frame(clip)
+        images = np.asarray(frames.images, np.uint8)
     except VideoError as error:
-        return {"error": str(error)}, []
+        return {"error": str(error)}, b""
     except (cv2.error, MemoryError, ValueError) as error:
-        return {"error": f"{path}: {type(error).__name__} while decoding: {str(error).strip() or 'no memory'}"}, []
-    images = [np.ascontiguousarray(image) for image in frames.images]
-    return vars(frames) | {"images": [], "shape": [len(images), *images[0].shape]}, images
+        return {"error": f"{path}: {type(error).__name__} while decoding: {str(error).strip() or 'no memory'}"}, b""
+    return vars(frames) | {"images": [], "shape": images.shape}, images.tobytes()

@@ -4,8 +4,8 @@ A killed run repeats the clips that it was at; one that failed is tried again wh
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,20 +19,32 @@ from vcutils.config import ExtractConfig
 from vcutils.runtime.backbones import Backbone
 from vcutils.runtime.capture import VideoError
 from vcutils.runtime.decoding import decode_clips
-from vcutils.runtime.files import duration, holding, note, replacing
-from vcutils.runtime.settings import UserError
+from vcutils.runtime.files import duration, holding, is_held, note, replacing
 from vcutils.runtime.store import MANIFEST, append_row, mend_manifest, read_manifest, write_manifest
 from vcutils.video import Frames
 
 NOTE_SECONDS = 60.0  # between lines of log.txt
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A clip to extract."""
+
+    id: str
+    path: Path  # where it can be read now
+    source: str  # its file in the corpus, as the manifest names it
+    bytes: int  # size and time of change tell a changed file from an unchanged one
+    mtime: int
+
+
 def features_of_clips(
-    backbone: Backbone, clips: Mapping[str, Path], config: ExtractConfig
+    backbone: Backbone, clips: Iterable[tuple[str, Path]], config: ExtractConfig
 ) -> Generator[tuple[str, Frames | VideoError, Tensor]]:
     """(id, frames, features (T, D)) per clip, or (id, VideoError, empty); decoding runs ahead of the network."""
-    # The smallest group whose frames fill whole batches.
-    group_size = min(8, config.batch_size // math.gcd(config.num_frames, config.batch_size))
+    # On a GPU the smallest group whose frames fill whole batches. A processor takes few frames at once anyway, and
+    # a clip alone has the same features in every run: their last bits depend on what else is in the batch.
+    filled = min(8, config.batch_size // math.gcd(config.num_frames, config.batch_size))
+    group_size = 1 if backbone.device.type == "cpu" else filled
     group: list[tuple[str, Frames]] = []
 
     def run() -> Iterator[tuple[str, Frames, Tensor]]:
@@ -53,6 +65,48 @@ def features_of_clips(
             yield from run()
     if group:
         yield from run()
+
+
+def clip_rows(
+    clips: Iterable[Clip], config: ExtractConfig, backbone: Backbone
+) -> Generator[tuple[dict[str, Any], np.ndarray | None]]:
+    """(manifest row, features (T, D)) per clip; a row with "error" has no features. Writes nothing: for every engine.
+
+    Features are float16, or float32 where that cannot hold them. `clips` is read a little ahead of the rows.
+    """
+    known: dict[str, Clip] = {}
+
+    def paths() -> Iterator[tuple[str, Path]]:
+        for clip in clips:
+            known[clip.id] = clip
+            yield clip.id, clip.path
+
+    with closing(features_of_clips(backbone, paths(), config)) as stream:
+        for video_id, frames, features in stream:
+            clip, array, told = known.pop(video_id), None, {}
+            if isinstance(frames, VideoError):
+                told = {"error": str(frames)}
+            elif not (finite := features.isfinite().all(dim=1)).all():
+                seconds = frames.timestamps[int(finite.int().argmin())]
+                told = {"error": f"{clip.path}: NaN or infinite features for the frame at {seconds:.2f} s"}
+            else:
+                with np.errstate(over="ignore"):  # seen in the next line
+                    array = features.numpy().astype(np.float16)
+                if not np.isfinite(array).all():  # beyond what float16 can hold
+                    array = features.numpy()
+                told = {
+                    "T": len(array),
+                    "D": array.shape[1],
+                    "fps": round(frames.fps, 4),
+                    "duration": round(frames.duration, 4),
+                    "indices": frames.indices,
+                    "timestamps": [round(t, 4) for t in frames.timestamps],
+                }
+            if array is None:
+                told["patience"] = config.patience
+            stamp = {"bytes": clip.bytes, "mtime": clip.mtime, "num_frames": config.num_frames}
+            made_by = {"backbone": backbone.name, "weights": backbone.weights}
+            yield {"id": video_id, "source": clip.source, **stamp, **made_by, **told}, array
 
 
 @dataclass
@@ -85,43 +139,47 @@ class Ledger:
         self._hold = ExitStack()
         self._hold.enter_context(holding(self.report.folder, f"extraction{self.shard}"))
         known = read_manifest(self.report.folder)
-        self.rows = {i: known[i] for i in self.clips if self._is_settled(i, known.get(i, {}))}
-        self.todo = {i: path for i, path in self.clips.items() if i not in self.rows}
+        stamped = {i: self._stamped(i) for i in self.clips}
+        self.rows = {i: known[i] for i, clip in stamped.items() if self._is_settled(clip, known.get(i, {}))}
+        self.todo = {i: clip for i, clip in stamped.items() if i not in self.rows}
         if self.todo:
             mend_manifest(self.manifest)
             self._note(f"{len(self.todo)} clips to do, {len(self.report.skipped)} done before")
         return self
 
-    def _is_settled(self, video_id: str, row: Mapping[str, Any]) -> bool:
+    def _is_settled(self, clip: Clip, row: Mapping[str, Any]) -> bool:
         """Whether a clip was extracted, or failed, as it would be now."""
-        if any(row.get(key) != value for key, value in self._stamp(video_id).items()):
+        stamp = {"bytes": clip.bytes, "mtime": clip.mtime, "num_frames": self.config.num_frames}
+        if any(row.get(key) != value for key, value in stamp.items()):
             return False
         if "error" in row:
             if settled := row.get("patience", self.config.patience) >= self.config.patience:
-                self.report.failed[video_id] = row["error"]
+                self.report.failed[clip.id] = row["error"]
             return settled
-        if settled := (self.report.folder / f"{video_id}.npy").is_file():
-            self.report.skipped.append(video_id)
+        if settled := (self.report.folder / f"{clip.id}.npy").is_file():
+            self.report.skipped.append(clip.id)
         return settled
 
-    def _stamp(self, video_id: str) -> dict[str, int]:
-        """What tells a changed file, or changed settings, from unchanged ones."""
+    def _stamped(self, video_id: str) -> Clip:
+        path = self.clips[video_id]
+        source = path.relative_to(self.root).as_posix()
         try:
-            status = self.clips[video_id].stat()
-            size, time = status.st_size, int(status.st_mtime)
+            status = path.stat()
+            return Clip(video_id, path, source, status.st_size, int(status.st_mtime))
         except OSError:  # a link to nothing, a file that has just gone: a row with its reason
-            size, time = 0, 0
-        return {"bytes": size, "mtime": time, "num_frames": self.config.num_frames}
+            return Clip(video_id, path, source, 0, 0)
 
-    def add(self, video_id: str, frames: Frames | VideoError, features: Tensor, made_by: Mapping[str, str]) -> None:
-        """Store the features (T, D) of one clip, or note why there are none; `made_by` goes into its row as it is."""
-        source = self.clips[video_id].relative_to(self.root).as_posix()
-        row: dict[str, Any] = {"id": video_id, "source": source, **self._stamp(video_id), **made_by}
-        self.rows[video_id] = row = row | self._store(video_id, frames, features)
-        if "error" in row:
-            self.report.failed[video_id] = row["error"]
+    def add(self, row: dict[str, Any], features: np.ndarray | None) -> None:
+        """Store the features (T, D) of one clip as <id>.npy, and its row of the manifest."""
+        path = self.report.folder / f"{row['id']}.npy"
+        self.rows[row["id"]] = row
+        if features is None:
+            path.unlink(missing_ok=True)  # of an earlier, readable state of the clip
+            self.report.failed[row["id"]] = row["error"]
         else:
-            self.report.written.append(video_id)
+            with replacing(path) as temporary:
+                np.save(temporary, features)
+            self.report.written.append(row["id"])
             self.report.frames += len(features)
         append_row(self.manifest, row)
         now = monotonic()
@@ -131,33 +189,6 @@ class Ledger:
             left = duration(spent / done * (len(self.todo) - done))
             self._note(f"{done} of {len(self.todo)} clips, {self.report.frames / spent:.0f} frames/s, {left} left")
 
-    def _store(self, video_id: str, frames: Frames | VideoError, features: Tensor) -> dict[str, Any]:
-        """Write <id>.npy; its part of the manifest's row."""
-        path, error = self.report.folder / f"{video_id}.npy", ""
-        if isinstance(frames, VideoError):
-            error = str(frames)
-        elif not (finite := features.isfinite().all(dim=1)).all():
-            seconds = frames.timestamps[int(finite.int().argmin())]
-            error = f"{self.clips[video_id]}: NaN or infinite features for the frame at {seconds:.2f} s"
-        if error:
-            path.unlink(missing_ok=True)  # of an earlier, readable state of the clip
-            return {"error": error, "patience": self.config.patience}
-        assert isinstance(frames, Frames)
-        with np.errstate(over="ignore"):  # seen in the next line
-            array = features.numpy().astype(np.float16)
-        if not np.isfinite(array).all():  # beyond what float16 can hold
-            array = features.numpy()
-        with replacing(path) as temporary:
-            np.save(temporary, array)
-        return {
-            "T": len(array),
-            "D": array.shape[1],
-            "fps": round(frames.fps, 4),
-            "duration": round(frames.duration, 4),
-            "indices": frames.indices,
-            "timestamps": [round(t, 4) for t in frames.timestamps],
-        }
-
     def __exit__(self, *_: object) -> None:
         with self._hold:
             self.report.seconds = monotonic() - self.started
@@ -165,33 +196,18 @@ class Ledger:
                 write_manifest(self.manifest, self.rows)
                 counts = f"{len(self.report.written)} clips written, {len(self.report.failed)} failed"
                 self._note(f"{counts}, in {duration(self.report.seconds)}")
-            if self.count > 1 and self.all_ids <= set(merged := read_manifest(self.report.folder)):
-                write_manifest(self.report.folder / MANIFEST, merged)
-                for part in self.report.folder.glob("manifest.shard-*.jsonl"):  # merged now
-                    part.unlink(missing_ok=True)
+            if self.count > 1:
+                self._merge()
+
+    def _merge(self) -> None:
+        """Once all clips are known, one manifest takes the place of the shards'; a shard at work keeps its own."""
+        folder = self.report.folder
+        with holding(folder, "merge", wait=True):
+            if self.all_ids <= set(merged := read_manifest(folder)):
+                write_manifest(folder / MANIFEST, merged)
+                for part in folder.glob("manifest.shard-*.jsonl"):
+                    if part == self.manifest or not is_held(folder, f"extraction{part.stem.removeprefix('manifest')}"):
+                        part.unlink(missing_ok=True)
 
     def _note(self, text: str) -> None:
         note(self.artifacts, f"extract {self.config.backbone}{self.shard}: {text}")
-
-
-def extract_with_ray(extract_shard: Callable[[tuple[int, int]], Report], shards: int) -> Report:
-    """Run `extract_shard((i, n))` for every shard i of n over a Ray cluster and add the reports up.
-
-    All nodes must see the same folders. `shards` below 2 means one per Ray CPU. Raises UserError without ray.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--engine ray: ray is not installed; run `pip install ray`, or leave --engine local") from error
-    ray.init(ignore_reinit_error=True)
-    count = shards if shards > 1 else max(2, int(ray.cluster_resources().get("CPU", 2)))
-    task: Any = ray.remote(extract_shard)
-    parts = ray.get([task.remote((index + 1, count)) for index in range(count)])
-    total = Report(parts[0].folder)
-    for part in parts:
-        total.written += part.written
-        total.skipped += part.skipped
-        total.failed |= part.failed
-        total.frames += part.frames
-        total.seconds = max(total.seconds, part.seconds)
-    return total

@@ -8,11 +8,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from vcutils.runtime.frames import Lengths, lengths_of, sent
+from vcutils.runtime.processes import over_all
 
 
 class TrainingModel(nn.Module):
@@ -22,29 +26,31 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, features: Tensor, frame_mask: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, frame_mask: Tensor, inputs: Tensor, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (n, V) of the n real words in row order; attention weights (B, K, L, T), zero on padding; matches.
 
         `inputs` (B, K, L) are <start> and the words, then <pad>; the n positions are those of `inputs != <pad>`.
         `matches` (n, B, T), of "matched" attention alone, are those of the words said with the frames of every clip.
+        Where the `lengths` are given, the CPU waits for nothing that is on a GPU.
         """
-        decoder, memory, (_, count, length) = self.model.decoder, self.model.encode(features, frame_mask), inputs.shape
-        pad = decoder.embed.padding_idx
-        lengths, order = (inputs != pad).flatten(0, 1).sum(dim=1).sort(descending=True, stable=True)
-        steps = torch.arange(length, device=inputs.device)
-        alive = steps[:, None] < lengths  # (L, N)
+        decoder, device, (_, count, length) = self.model.decoder, inputs.device, inputs.shape
+        lengths = lengths or lengths_of(frame_mask, inputs, decoder.embed.padding_idx)
+        memory = self.model.encode(features, frame_mask, torch.from_numpy(lengths.frames))
+        by_length = (-lengths.words.ravel()).argsort(kind="stable")  # the longest first
+        alive = np.arange(length)[:, None] < lengths.words.ravel()[by_length]  # (L, N)
+        counts = [n for n in alive.sum(axis=1).tolist() if n]
         # Where the n words of all steps stand among the N · L positions, step after step.
-        positions = (order * length + steps[:, None])[alive]
-        counts = [n for n in alive.sum(dim=1).tolist() if n]
+        places = (by_length * length + np.arange(length)[:, None])[alive]
+        order, positions, in_row_order = (sent(a, device) for a in (by_length, places, places.argsort()))
         embedded = decoder.dropout(decoder.embed(inputs.flatten()[positions]))  # (n, E)
         words = decoder.word_gates(embedded).split(counts)  # (n_t, 4H) of each step
         h, c, *_ = (state.flatten(0, 1)[order] for state in decoder.start(memory, count))
         matches, ready, query = None, [], None
         if decoder.is_matched:  # what was said does not depend on the state: all steps' weights at once
             said = decoder.dropout(decoder.attention.said(inputs)).cumsum(dim=2).flatten(0, 2)[positions]  # (n, A)
-            matches = said.new_full((len(said), memory.mask.numel()), float("-inf"))
-            frames = memory.mask.flatten().nonzero().flatten()
-            matches = matches.index_copy(1, frames, said @ memory.keys[memory.mask].T)
+            matches = (said @ memory.keys.flatten(0, 1).T).masked_fill(~memory.mask.flatten(), float("-inf"))
             matches = matches.unflatten(1, memory.mask.shape)  # (n, B, T)
             clips = positions // (count * length)
             own = matches[torch.arange(len(clips), device=clips.device), clips]
@@ -65,7 +71,6 @@ class TrainingModel(nn.Module):
             states.append(h)
             contexts.append(context)
             all_weights.append(weights)
-        in_row_order = positions.argsort()
         logits = decoder.logits(torch.cat(states)[in_row_order], torch.cat(contexts)[in_row_order])
         rows = torch.cat(all_weights)
         spread = rows.new_zeros(inputs.numel(), rows.shape[1]).index_copy(0, positions, rows)
@@ -93,30 +98,38 @@ def fast_loss(
     each word's loss is multiplied by its caption's. Logits are divided by `temperature`. `matching_loss` is added,
     `matching` times.
     """
-    real = batch.targets != pad
+    real, lengths = batch.targets != pad, batch.lengths or lengths_of(batch.frame_mask, batch.targets, pad)
     # <end> is a target and never an input; a position is real when its target is.
     given = (batch.inputs if inputs is None else inputs).masked_fill(~real, pad)
-    logits, _, matches = model(batch.features, batch.frame_mask, given)
-    words = (logits.float() / temperature, batch.targets[real])
+    logits, _, matches = model(batch.features, batch.frame_mask, given, lengths)
+    rows, (_, count, length) = real_words(lengths, real), real.shape
+    words = (logits.float() / temperature, batch.targets.flatten()[rows])
     if weights is None:
         loss = functional.cross_entropy(*words, label_smoothing=label_smoothing)
     else:
         each = functional.cross_entropy(*words, reduction="none", label_smoothing=label_smoothing)
-        loss = (each * weights[:, :, None].expand_as(real)[real]).mean()
+        loss = (each * weights.flatten()[rows // length]).mean()
     if matching:
-        loss = loss + matching * matching_loss(matches, batch.frame_mask, real.nonzero()[:, 0])
+        loss = loss + matching * matching_loss(matches, batch.frame_mask, rows // (count * length))
     return loss
+
+
+def real_words(lengths: Lengths, words: Tensor) -> Tensor:
+    """Where the n real words of captions (B, K, L) stand among the B · K · L positions, in their order (n,)."""
+    there = np.arange(words.shape[2]) < lengths.words[:, :, None]
+    return sent(np.flatnonzero(there), words.device)
 
 
 @torch.no_grad()
 def mean_loss(network: Any, batches: Iterable[Any], device: torch.device) -> float:
-    """Mean cross-entropy per real word, in nats, of all batches."""
-    loss, words, pad = 0.0, 0, network.model.decoder.embed.padding_idx
+    """Mean cross-entropy per real word, in nats, of the batches of all processes."""
+    loss, words, pad = 0.0, 0.0, network.model.decoder.embed.padding_idx
     for batch in batches:
-        batch = send_to_device(batch, device)
-        count = int((batch.targets != pad).sum())
+        batch = send_to_device(batch, device, non_blocking=True)
+        count = int(batch.lengths.words.sum())
         loss += float(fast_loss(network, batch, pad)) * count
         words += count
+    loss, words = over_all([loss, words])
     return loss / words
 
 
@@ -132,18 +145,23 @@ def matching_loss(matches: Tensor, frame_mask: Tensor, clips: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sampled_inputs(model: nn.Module, batch: Any, pad: int, start: int, share: float) -> Tensor:
+def sampled_inputs(
+    model: nn.Module, batch: Any, pad: int, start: int, share: float, chance: Tensor | None = None
+) -> Tensor:
     """Input words (B, K, L) of which `share` are the model's own guesses of one teacher-forced pass.
 
-    Scheduled sampling (Bengio et al. 2015) in the two-pass form of Mihaylova & Martins 2019.
+    Those are read whose `chance` (B, K, L or more), random from 0 to 1, is below the share. Scheduled sampling
+    (Bengio et al. 2015) in the two-pass form of Mihaylova & Martins 2019.
     """
-    real = batch.targets != pad
-    logits, *_ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, pad))
-    logits[:, [pad, start]] = float("-inf")  # no one reads them back
-    guesses = torch.zeros_like(batch.targets)
-    guesses[real] = logits.argmax(dim=-1)
+    real, lengths = batch.targets != pad, batch.lengths or lengths_of(batch.frame_mask, batch.targets, pad)
+    logits, *_ = model(batch.features, batch.frame_mask, batch.inputs.masked_fill(~real, pad), lengths)
+    for never in (pad, start):
+        logits[:, never] = float("-inf")  # no one reads them back
+    guesses = torch.zeros_like(batch.targets, memory_format=torch.contiguous_format)
+    guesses.view(-1)[real_words(lengths, real)] = logits.argmax(dim=-1)
     inputs = batch.inputs.clone()
-    is_guess = torch.rand((*inputs.shape[:2], inputs.shape[2] - 1), device=inputs.device) < share
+    chance = torch.rand(inputs.shape, device=inputs.device) if chance is None else chance
+    is_guess = chance[:, :, : inputs.shape[2] - 1] < share
     inputs[:, :, 1:] = torch.where(is_guess & real[:, :, 1:], guesses[:, :, :-1], inputs[:, :, 1:])
     return inputs
 

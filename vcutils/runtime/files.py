@@ -55,17 +55,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def holding(folder: Path, what: str) -> Iterator[None]:
+def holding(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Keep all others from doing `what` (a plain file name) in `folder` meanwhile; sweep up what killed ones left.
 
-    The operating system ends the hold with the process. Raises UserError that says who holds it, or why it cannot.
+    The operating system ends the hold with the process. Raises UserError that says who holds it (it may `wait` for
+    them instead), or why it cannot.
     """
     path = folder / f".{what}.lock"
     lock = FileLock(path)
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(blocking=wait)
         except Timeout:
             holder = "another process"
             with suppress(OSError):  # Windows lets nobody read a locked file
@@ -79,6 +80,17 @@ def holding(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         _remove(lock)
+
+
+def is_held(folder: Path, what: str) -> bool:
+    """Whether a process is at `what` in a folder; see `holding`."""
+    lock = FileLock(folder / f".{what}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    _remove(lock)
+    return False
 
 
 def sweep(folder: Path, pattern: str = "**/.lock-.tmp-*") -> None:

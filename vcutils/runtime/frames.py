@@ -1,5 +1,8 @@
-"""Which frames of a padded batch the encoder reads, and in which order: what the ablations change; its checks."""
+"""How long a padded batch's clips are, which frames the encoder reads and in which order: what the ablations change."""
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -8,23 +11,47 @@ from vcutils.config import ModelConfig
 LONGEST = 4096  # frames for which one fixed order is drawn
 
 
-def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int) -> None:
-    """Raise ValueError unless features are (B, T, D), the mask (B, T), and it is True on each clip's first frames."""
+class Lengths(NamedTuple):
+    """What a batch's masks say, where reading it makes nobody wait for a GPU."""
+
+    frames: np.ndarray  # (B,) of each clip
+    words: np.ndarray  # (B, K) of each caption, <end> included; 0 for a row of padding
+
+
+def lengths_of(frame_mask: Tensor, words: Tensor, pad: int) -> Lengths:
+    """The lengths of clips by their mask (B, T), and of captions by their words (B, K, L)."""
+    return Lengths(*(there.sum(dim=-1).cpu().numpy() for there in (frame_mask, words != pad)))
+
+
+def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on a device; the CPU goes on before a GPU has it."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int, lengths: Tensor | None) -> None:
+    """Raise ValueError unless features are (B, T, D), the mask (B, T), and it is True on each clip's first frames.
+
+    Where the clips' lengths (B,) are known, the mask was made of them, and nobody waits for its numbers.
+    """
     if features.ndim != 3 or features.shape[2] != feature_dim:
         raise ValueError(f"features must be (B, T, {feature_dim}), are {tuple(features.shape)}")
     if frame_mask.shape != features.shape[:2]:
         raise ValueError(f"frame_mask must be {tuple(features.shape[:2])}, is {tuple(frame_mask.shape)}")
-    if not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
+    if lengths is None and not bool(frame_mask[:, 0].all() & (frame_mask[:, 1:] <= frame_mask[:, :-1]).all()):
         raise ValueError("frame_mask must be True on a clip's first frames, at least one, and False behind them")
 
 
-def encode_some(encoder: nn.Module, features: Tensor, frame_mask: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def encode_some(
+    encoder: nn.Module, features: Tensor, frame_mask: Tensor, config: ModelConfig, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Values (B, T, C) at the frames' true places, and mask (B, T); of all frames, `max_frames`, or shuffled ones."""
     if config.max_frames is None and config.frame_order == "kept":
-        return encoder(features, frame_mask), frame_mask
+        return encoder(features, frame_mask, lengths), frame_mask
     valid = frame_mask if config.max_frames is None else middle_frames(frame_mask, config.max_frames)
+    lengths = lengths if lengths is None else lengths.clamp(max=config.max_frames or len(frame_mask[0]))
     order = reading_order(valid, config.frame_order == "shuffled", encoder.training)
-    values = encoder(reorder(features, order), reorder(valid, order))
+    values = encoder(reorder(features, order), reorder(valid, order), lengths)
     return reorder(values, order.argsort(dim=1)), valid
 
 

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from vcutils.config import Config
 from vcutils.runtime.fast import fast_loss, sampled_inputs
+from vcutils.runtime.frames import sent
 from vcutils.runtime.rewards import TEMPERATURE, CaptionWeights, sampled_batch, without_chance
+from vcutils.runtime.sampler import chances
 from vcutils.runtime.settings import UserError
 
 
@@ -16,13 +19,14 @@ class Objective:
     """The loss of each batch by a run's settings.
 
     `references` makes of training captions an object that scores captions against them, where one is needed;
-    `autocast()` makes blocks of half precision, or of none. Raises UserError for a self-critical phase in which a
-    clip's samples have no other to be compared with.
+    `accelerator` has the device, and makes blocks of half precision, or of none. Raises UserError for a
+    self-critical phase in which a clip's samples have no other to be compared with.
     """
 
-    def __init__(self, config: Config, data: Any, references: Callable, autocast: Callable) -> None:
+    def __init__(self, config: Config, data: Any, references: Callable, accelerator: Any) -> None:
         settings: Any = config.train
-        self.settings, self.vocabulary, self.autocast = settings, data.vocabulary, autocast
+        self.settings, self.vocabulary = settings, data.vocabulary
+        self.autocast, self.device = accelerator.autocast, accelerator.device
         self.pad, self.start = (data.vocabulary.index[name] for name in ("<pad>", "<start>"))
         captions = {i: data.captions[i] for i in data.splits["train"]}
         if settings.scst_epochs and settings.captions_per_clip < 2:
@@ -41,21 +45,34 @@ class Objective:
             without_chance(network)
             dataset.frame_dropout = 0.0
 
-    def __call__(self, network: nn.Module, batch: Any, epoch: int = 0, rewarded: bool = False) -> tuple[Any, Tensor]:
-        """The batch that is learned from, and its loss: of its own captions, or of rewarded samples in their place.
+    def __call__(
+        self, network: nn.Module, batch: Any, epoch: int = 0, rewarded: bool = False, places: range = range(1)
+    ) -> tuple[Tensor, int]:
+        """The loss per word of a batch on the CPU, and its words: of its own captions, or of rewarded samples instead.
 
-        `network` as in `fast_loss`.
+        `network` as in `fast_loss`; `places` are the clips' in the epoch, and without any no word counts. But for
+        samples, whose rewards the CPU finds, it waits for no GPU.
         """
         settings = self.settings
+
+        def chance(longest: int) -> Tensor:
+            shape = (*batch.captions.shape[:2], longest)
+            return sent(chances(settings.seed, epoch, places.start, shape), self.device)
+
+        weights, inputs = self.weights(batch, self.pad) if settings.caption_weights and not rewarded else None, None
+        batch, weights = send_to_device((batch, weights), self.device, non_blocking=True)
         if rewarded:
             model = getattr(network, "module", network).model
-            batch, advantages = sampled_batch(model, batch, self.vocabulary, self.references, settings.max_length)
+            drawn = (settings.max_length, chance(settings.max_length + 1))
+            batch, advantages = sampled_batch(model, batch, self.vocabulary, self.references, *drawn)
             with self.autocast():
-                return batch, fast_loss(network, batch, self.pad, weights=advantages, temperature=TEMPERATURE)
-        weights, inputs = self.weights(batch, self.pad) if settings.caption_weights else None, None
-        if guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
-            with self.autocast():  # a block of its own: it keeps copies of weights without gradients
-                inputs = sampled_inputs(network, batch, self.pad, self.start, guessed)
-        with self.autocast():
-            smoothing = settings.label_smoothing
-            return batch, fast_loss(network, batch, self.pad, smoothing, inputs, weights, matching=self.matching)
+                loss = fast_loss(network, batch, self.pad, weights=advantages, temperature=TEMPERATURE)
+        else:
+            if guessed := settings.scheduled_sampling * epoch / max(1, settings.epochs - 1):
+                with self.autocast():  # a block of its own: it keeps copies of weights without gradients
+                    guesses = (guessed, chance(settings.max_length + 1))
+                    inputs = sampled_inputs(network, batch, self.pad, self.start, *guesses)
+            with self.autocast():
+                smoothing = settings.label_smoothing
+                loss = fast_loss(network, batch, self.pad, smoothing, inputs, weights, matching=self.matching)
+        return loss, int(batch.lengths.words.sum()) if places else 0

@@ -15,18 +15,19 @@ from time import monotonic
 from typing import Annotated, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vcutils.config import Config
 from vcutils.runtime.checkpoints import STATE, check_features, digests, load_tensors, load_weights, save_model
 from vcutils.runtime.files import duration, holding, note, reading, write_text, writing
+from vcutils.runtime.processes import by_main, is_alone, of_all, over_all, place
 from vcutils.runtime.settings import Amount, Checked, UserError, Whole
 from vcutils.runtime.store import backbone_of
 
 BROKEN = ("not a checkpoint", "delete it to train from the start")
 CIDER = itemgetter("val_CIDEr")
 REWARDED = 3.0  # a self-critical epoch takes about so many others' time
+READ_EVERY = 100  # batches: for their losses the CPU waits until a GPU has them
 LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_Bleu_4", "val_CIDEr", "seconds", "words_per_second")
 
 
@@ -36,19 +37,19 @@ class Progress(Checked):
 
     epoch: Whole = 0  # epochs that are complete
     step: Whole = 0  # optimizer steps taken
-    batch: Whole = 0  # batches of the next epoch that are done, with the sum of their losses, words and seconds
+    clips: Whole = 0  # of the next epoch that are done, in all processes, with the sum of their losses, words, seconds
     loss: Annotated[float, (-math.inf, math.inf)] = 0.0
     words: Whole = 0
     seconds: Amount = 0.0
-    order: str = ""  # fingerprint of clips, batch size, processes and seed; if it changed, restart the epoch
+    order: str = ""  # fingerprint of clips and seed; if it changed, restart the epoch
     first_phase: Whole = 0  # epochs before the self-critical phase; fewer than asked for when patience ran out
     rows: list[dict] = field(default_factory=list)  # of the log
 
-    def add(self, loss: float, words: int) -> None:
-        """Count a batch's loss per word. Raises UserError for one that is not finite: no weights would be any good."""
+    def add(self, loss: float, words: int, step: int) -> None:
+        """Count a batch's summed loss. Raises UserError for one that is not finite: no weights would be any good."""
         if not math.isfinite(loss):
-            raise UserError(f"the loss of step {self.step + 1} is {loss}: train again with a lower learning rate (lr)")
-        self.loss += loss * words
+            raise UserError(f"the loss of step {step} is {loss}: train again with a lower learning rate (lr)")
+        self.loss += loss
         self.words += words
 
     def end_epoch(self, seconds: float) -> dict[str, Any]:
@@ -61,14 +62,15 @@ class Progress(Checked):
 
     def begin_epoch(self) -> None:
         """Forget the part of an epoch."""
-        self.batch, self.loss, self.words, self.seconds = 0, 0.0, 0, 0.0
+        self.clips, self.loss, self.words, self.seconds = 0, 0.0, 0, 0.0
 
 
 class Record:
-    """The folder of one run. Only the main process of several writes."""
+    """The folder of one run. Only the main process of several writes; all of them call the same methods."""
 
-    def __init__(self, run: Path, config: Config, data: Any, order: str, is_main: bool) -> None:
-        self.run, self.config, self.data, self.is_main = Path(run), config, data, is_main
+    def __init__(self, run: Path, config: Config, data: Any, order: str) -> None:
+        self.run, self.config, self.data, self.is_main = Path(run), config, data, place()[0] == 0
+        self.unread: list[tuple[Tensor, int, int]] = []  # losses per word, words, steps of the latest batches
         self.last = self.run / "last" / "model.safetensors"
         self.progress = Progress(order=order, first_phase=config.train.epochs or 0)
         self.started = monotonic()
@@ -127,21 +129,38 @@ class Record:
             if not self.finished:
                 self._note(f"out of time after epoch {self.progress.epoch}, step {self.progress.step}")
 
+    def add(self, loss: Tensor, words: int) -> None:
+        """Count a batch's loss per word, without waiting for it; all are read together, now and then."""
+        self.unread.append((loss.detach(), words, self.progress.step + 1))
+        if len(self.unread) == READ_EVERY:
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Bring the progress up to date with all processes' losses. Raises UserError for one that is not finite."""
+        if self.unread:
+            losses, words, steps = zip(*self.unread, strict=True)
+            sums = [loss * count for loss, count in zip(torch.stack(losses).tolist(), words, strict=True)]
+            self.unread.clear()
+            for loss, count, step in zip(over_all(sums), over_all(words), steps, strict=True):
+                self.progress.add(loss, int(count), step)
+
     def end_step(self, *parts: Any) -> bool:
         """Count an optimizer step, save `parts` (see save_last) when that is due; whether max_minutes have run out."""
-        settings = self.config.train
-        self.progress.step += 1
-        late = False
-        if settings.max_minutes is not None:  # by the main process' clock: all must stop at the same step
-            late = broadcast_object_list([monotonic() - self.started > 60 * settings.max_minutes])[0]
+        settings, step = self.config.train, self.progress.step + 1
+        self.progress.step, late = step, False
+        # By the main process' clock: all must stop at the same step. Asking it takes a wait.
+        if settings.max_minutes is not None and (is_alone() or step % 10 == 1):
+            late = by_main(monotonic() - self.started > 60 * settings.max_minutes)
         if late or self.progress.step % settings.checkpoint_every == 0:
             self.save_last(*parts)
         return late
 
     def end_epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Log an epoch; its model becomes best/ when its captions are."""
+        """Log an epoch, as the main process sees it; its model becomes best/ when its captions are."""
         progress = self.progress
-        progress.rows.append(row)
+        progress.rows.append(row := by_main(row))
+        if not self.is_main:
+            return
         if self.best_row is row:
             self.save_model("best", model)
         lines = [LOG_FIELDS, *([str(row.get(name, "")) for name in LOG_FIELDS] for row in progress.rows)]
@@ -157,12 +176,11 @@ class Record:
         progress = self.progress
         if progress.epoch == 1:
             self._fit_minutes()
-        # Only the main process knows the scores, and its clock counts.
-        progress.rows[:], progress.first_phase = broadcast_object_list([progress.rows, progress.first_phase])
         if self.out_of_patience and progress.epoch < progress.first_phase:
             progress.first_phase = progress.epoch
         ended = progress.epoch == progress.first_phase
         if ended and self.config.train.scst_epochs:
+            by_main(None)  # it has written best/
             best = self.run / "best" / "model.safetensors"
             load_weights(model, load_tensors(best)[0], best)
             optimizer.state.clear()  # moments of another loss
@@ -175,7 +193,7 @@ class Record:
         if train.max_minutes is not None:
             fitting = 60 * train.max_minutes / epoch
             first = max(fitting / 2, fitting - REWARDED * train.scst_epochs)
-            progress.first_phase = min(progress.first_phase, max(1, int(first)))
+            progress.first_phase = by_main(min(progress.first_phase, max(1, int(first))))
 
     def save_model(self, name: str, model: nn.Module, *state: Any) -> None:
         """best/ or last/, with everything that captions need."""
@@ -184,9 +202,13 @@ class Record:
 
     def save_last(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """last/: the model, and everything that a resumed run needs; no scaler is None."""
-        state = {f"{STATE}rng.cpu": torch.get_rng_state()}
+        self.read_losses()
+        random = {"rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            state[f"{STATE}rng.cuda"] = torch.cuda.get_rng_state()
+            random["rng.cuda"] = torch.cuda.get_rng_state()
+        state = {f"{STATE}{_of(name, n)}": random[name] for n, random in enumerate(of_all(random)) for name in random}
+        if not self.is_main:
+            return
         for number, slots in optimizer.state_dict()["state"].items():
             state |= {f"{STATE}optimizer.{number}.{slot}": value for slot, value in slots.items()}
         notes = {"progress": vars(self.progress), "train": asdict(self.config.train), "about": self.about}
@@ -207,9 +229,10 @@ class Record:
                     number, slot = name.split(".")[2:]
                     state.setdefault(int(number), {})[slot] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-            torch.set_rng_state(tensors[f"{STATE}rng.cpu"])
-            if torch.cuda.is_available() and f"{STATE}rng.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors[f"{STATE}rng.cuda"])
+            if (own := _of(f"{STATE}rng.cpu", place()[0])) in tensors:  # else it was cut with fewer processes
+                torch.set_rng_state(tensors[own])
+            if torch.cuda.is_available() and (own := _of(f"{STATE}rng.cuda", place()[0])) in tensors:
+                torch.cuda.set_rng_state(tensors[own])
             if scaler and saved["scaler"]:
                 scaler.load_state_dict(saved["scaler"])
         self.progress = progress = saved["progress"]
@@ -224,6 +247,7 @@ class Record:
         path = self.last
         with reading(path, *BROKEN):
             tensors, saved = load_tensors(path)
+            saved["progress"].pop("batch", None)  # in place of clips until version 1
             saved["progress"] = progress = Progress(**saved["progress"])
             progress.rows = [dict(row) for row in progress.rows if math.isfinite(row["epoch"] + row["val_CIDEr"])]
             saved["train"], about, vocabulary = dict(saved["train"]), dict(saved["about"]), saved["vocab.json"]
@@ -253,3 +277,8 @@ class Record:
 
     def _note(self, text: str) -> None:
         note(self.run.parent.parent, f"train {self.run.name}: {text}")
+
+
+def _of(name: str, process: int) -> str:
+    """The name of a process' random state in last/; the main one's is plain."""
+    return f"{name}.{process}" if process else name

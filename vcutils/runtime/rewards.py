@@ -11,6 +11,7 @@ mid-sentence would earn the same.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,29 +53,36 @@ def without_chance(network: nn.Module) -> None:
             part.eval()
 
 
-def sampled_batch(model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int) -> tuple[Any, Tensor]:
+def sampled_batch(
+    model: Any, batch: Any, vocabulary: Any, rewards: Any, max_length: int, chance: Tensor | None = None
+) -> tuple[Any, Tensor]:
     """The batch with K ≥ 2 sampled captions per clip in place of its own, and their advantages (B, K).
 
-    `rewards` are `scores.coco.References` of the training captions.
+    `rewards` are `scores.coco.References` of the training captions; `chance` as in `sample_captions`.
     """
-    captions = sample_captions(model, batch, vocabulary, max_length)
+    captions = sample_captions(model, batch, vocabulary, max_length, chance)
     clips, count, _ = captions.shape
-    end = vocabulary.index["<end>"]
-    rows = [(video_id, row) for video_id, rows in zip(batch.ids, captions.tolist(), strict=True) for row in rows]
+    pad, end, words = vocabulary.index["<pad>"], vocabulary.index["<end>"], captions.cpu()
+    lengths = batch.lengths._replace(words=np.asarray((words[:, :, 1:] != pad).sum(dim=2)))
+    rows = [(video_id, row) for video_id, rows in zip(batch.ids, words.tolist(), strict=True) for row in rows]
     texts = [(video_id, " ".join(vocabulary.decode(row))) for video_id, row in rows]
     reward = torch.tensor(rewards.cider(texts, [end in row for _, row in rows])).view(clips, count)
     others = (reward.sum(dim=1, keepdim=True) - reward) / (count - 1)
-    return batch._replace(captions=captions), (reward - others).to(captions.device)
+    return batch._replace(captions=captions, lengths=lengths), (reward - others).to(captions.device)
 
 
 @torch.no_grad()
-def sample_captions(model: Any, batch: Any, vocabulary: Any, max_length: int) -> Tensor:
-    """The batch's K captions (B, K, L+1) per clip anew, drawn word by word; one of max_length words has no <end>."""
+def sample_captions(model: Any, batch: Any, vocabulary: Any, max_length: int, chance: Tensor | None = None) -> Tensor:
+    """The batch's K captions (B, K, L+1) per clip anew, drawn word by word; one of max_length words has no <end>.
+
+    `chance` (B, K, max_length + 1), random from 0 to 1, picks the words.
+    """
     pad, start, end, unk = (vocabulary.index[name] for name in ("<pad>", "<start>", "<end>", "<unk>"))
     clips, count = batch.captions.shape[:2]
     memory = model.encode(batch.features, batch.frame_mask)
     state = model.decoder.start(memory, count)
     word = torch.full((clips, count), start, device=memory.mask.device)
+    chance = torch.rand(clips, count, max_length + 1, device=word.device) if chance is None else chance
     words, ended = [word], torch.zeros_like(word, dtype=torch.bool)
     for length in range(max_length + 1):
         state, logits, _ = model.decoder.step(word, state, memory)
@@ -82,7 +90,7 @@ def sample_captions(model: Any, batch: Any, vocabulary: Any, max_length: int) ->
         logits[:, :, [pad, start, unk] if length else [pad, start, unk, end]] = float("-inf")
         # One random number per caption; torch.multinomial, which draws one per word, is ten times slower.
         reached = (logits / TEMPERATURE).softmax(dim=-1).cumsum(dim=-1)  # (B, K, V)
-        drawn = torch.rand_like(reached[:, :, :1]) * reached[:, :, -1:]
+        drawn = chance[:, :, length, None] * reached[:, :, -1:]
         word = torch.searchsorted(reached, drawn, right=True).squeeze(-1).clamp(max=reached.shape[2] - 1)
         if length == max_length:
             word = word.masked_fill(word != end, pad)

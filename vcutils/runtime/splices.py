@@ -22,5 +22,5 @@ def splice(batch: Any, pad: int) -> tuple[Any, Tensor, Tensor]:
     captions = pad_sequence([batch.captions[g].flatten(0, 1) for g in groups], batch_first=True, padding_value=pad)
     frames = pad_sequence([g.repeat_interleave(lengths[g]) for g in groups], batch_first=True, padding_value=-1)
     clips = pad_sequence([g.repeat_interleave(count) for g in groups], batch_first=True, padding_value=-2)
-    joined = batch._replace(features=features, frame_mask=frames >= 0, captions=captions)
+    joined = batch._replace(features=features, frame_mask=frames >= 0, captions=captions, lengths=None)
     return joined, clips, clips[:, :, None] == frames[:, None]

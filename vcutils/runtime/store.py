@@ -31,7 +31,10 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("manifest*.jsonl")):
         with reading(path, "not a manifest", "delete it and extract again"):
-            lines = path.read_bytes().split(b"\n")
+            try:
+                lines = path.read_bytes().split(b"\n")
+            except FileNotFoundError:  # a shard has just merged it into the one manifest
+                return read_manifest(folder)
             if b'{"id": "'.startswith(lines[-1][:8]) and not lines[-1].endswith(b"}"):
                 lines.pop()  # a killed process did not finish it, or the file's end
             for line in lines:

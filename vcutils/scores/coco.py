@@ -111,7 +111,12 @@ class References:
             for n, of_both in enumerate(zip(*scorer.compute_score("closest"), strict=True), start=1):
                 scores[f"Bleu_{n}"] = of_both
         if "METEOR" in metrics:
-            scores["METEOR"] = _meteor_scores(self.texts, hypotheses)
+            scores["METEOR"] = None, [None] * len(texts)
+            if java := _java():
+                try:
+                    scores["METEOR"] = _Meteor(java).compute_score(self.texts, hypotheses)
+                except (OSError, ValueError):  # the program ended; `notes` says so
+                    _Meteor.cache_clear()
         if "ROUGE_L" in metrics:
             mean, clips = Rouge().compute_score(self.texts, hypotheses)  # codespell:ignore rouge
             scores["ROUGE_L"] = float(mean), clips.tolist()
@@ -131,26 +136,22 @@ class _Cider:
         self.idf = {ngram: self.rarest - math.log(count) for ngram, count in clips.items()}
         self.references = {i: [self._weigh(counts) for counts in clip] for i, clip in ngrams.items()}
 
-    def _weigh(self, counts: Mapping[tuple, int]) -> tuple[dict[tuple, float], list[float], int]:
-        """TF-IDF of a caption's n-grams, their norm for each n, and the caption's length, in bigrams."""
-        weights = {ngram: count * self.idf.get(ngram, self.rarest) for ngram, count in counts.items()}
-        squares = [0.0] * 4
-        for ngram, weight in weights.items():
-            squares[len(ngram) - 1] += weight**2
-        return weights, list(map(math.sqrt, squares)), sum(n for ngram, n in counts.items() if len(ngram) == 2)
+    def _weigh(self, counts: Mapping[tuple, int]) -> tuple[dict[tuple, float], dict[tuple, float], int]:
+        """TF-IDF of a caption's n-grams; the same as a vector of length 1 for each n; the caption's bigrams."""
+        weights = {g: count * idf for g, count in counts.items() if (idf := self.idf.get(g, self.rarest))}
+        norms = [math.hypot(*(weight for g, weight in weights.items() if len(g) == n)) for n in (1, 2, 3, 4)]
+        units = {g: weight / norms[len(g) - 1] for g, weight in weights.items()}
+        return weights, units, sum(count for g, count in counts.items() if len(g) == 2)
 
     def __call__(self, ids: Iterable[str], texts: Iterable[str]) -> list[float]:
         """CIDEr of each text against the references of its clip."""
         values = []
         for i, text in zip(ids, texts, strict=True):
-            (weights, norms, length), total = self._weigh(precook(text, 4)), 0.0
-            for others, their_norms, their_length in self.references[i]:
-                products = [0.0] * 4
-                for ngram, weight in weights.items():
-                    if theirs := others.get(ngram):
-                        products[len(ngram) - 1] += min(weight, theirs) * theirs
-                cosines = [p / (a * b or 1.0) for p, a, b in zip(products, norms, their_norms, strict=True)]
-                total += sum(cosines) / 4 * math.exp(-((length - their_length) ** 2) / (2 * 6.0**2))
+            (weights, units, length), total = self._weigh(precook(text, 4)), 0.0
+            for theirs, their_units, their_length in self.references[i]:
+                shared = [g for g in weights if g in theirs]  # in an order that is the same in every process
+                cosines = sum(min(1.0, theirs[g] / weights[g]) * units[g] * their_units[g] for g in shared)
+                total += cosines / 4 * math.exp(-((length - their_length) ** 2) / (2 * 6.0**2))
             values.append(10 * total / len(self.references[i]))
         return values
 
@@ -221,18 +222,6 @@ def start_meteor() -> None:
     """Start METEOR's program now, where there is Java, so that it is ready when a score is asked for."""
     if java := _java():
         _Meteor(java)
-
-
-def _meteor_scores(
-    references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, Sequence[str]]
-) -> tuple[float | None, Sequence[float | None]]:
-    if java := _java():
-        meteor = _Meteor(java)
-        try:
-            return meteor.compute_score(references, hypotheses)
-        except (OSError, ValueError):  # the program ended; `notes` says so
-            _Meteor.cache_clear()
-    return None, [None] * len(references)
 
 
 def read_predictions(path: Path | str) -> dict[str, str]:

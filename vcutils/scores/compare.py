@@ -1,17 +1,20 @@
-"""Several runs side by side: one table, paired intervals of their differences, and what they say together."""
+"""Several runs side by side, with paired intervals; what they say together, word by word or by agreement."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from vcutils.config import DecodeConfig, UserError
-from vcutils.decode import captions_of
+from vcutils.decode import Hypothesis, captions_of
+from vcutils.model import CaptionModel, Memory, State
 from vcutils.runtime.files import note, write_text
 from vcutils.scores.baselines import constant_caption, human_line, training_captions
 from vcutils.scores.coco import METRICS, References, Scores
-from vcutils.scores.ensemble import agreed, together
 from vcutils.scores.report import aligned, ids_of, over_seeds, protocol
 from vcutils.scores.runs import Run
 
@@ -102,3 +105,66 @@ def comparison_table(result: dict[str, Any]) -> str:
     if result["ensemble"]:
         lines.append(f"not all together: {result['ensemble']}")
     return "\n".join(lines)
+
+
+def together(runs: Sequence[Run]) -> Run:
+    """The first run with a model of all of them. Raises UserError for runs that cannot say a word together."""
+    first = runs[0]
+    for other in runs[1:]:
+        needs = {
+            "the same vocabulary": other.vocabulary.words == first.vocabulary.words,
+            "the same features": other.data.store.folder == first.data.store.folder,
+            "the same frames": other.model.config.max_frames == first.model.config.max_frames,
+            "the same attention": other.model.decoder.is_matched == first.model.decoder.is_matched,
+        }
+        if missing := [need for need, is_met in needs.items() if not is_met]:
+            raise UserError(f"{first.folder.name} and {other.folder.name} would need {' and '.join(missing)}")
+    return replace(first, model=Ensemble([run.model for run in runs]).eval())
+
+
+def agreed(hypotheses: Sequence[Mapping[str, Hypothesis]]) -> dict[str, str]:
+    """For each clip the caption, of all beams of all runs, that is most like the others by CIDEr.
+
+    Consensus re-ranking (Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+    """
+    beams = {i: [h.caption for of_run in hypotheses for h in (of_run[i], *of_run[i].others)] for i in hypotheses[0]}
+    others = {f"{i} {k}": c[:k] + c[k + 1 :] for i, c in beams.items() for k in range(len(c))}
+    candidates = [caption for captions in beams.values() for caption in captions]
+    likeness = iter(References(others).cider(list(zip(others, candidates, strict=True))))
+    return {i: max(captions, key=lambda _: next(likeness)) for i, captions in beams.items()}
+
+
+class Memories(NamedTuple):
+    """What several models may look at."""
+
+    each: tuple[Memory, ...]
+    mask: Tensor  # (B, T) bool, True on frames that exist for some model
+
+
+class Ensemble(CaptionModel):
+    """Models of one vocabulary and the same features as one model; its memory and its state hold theirs."""
+
+    def __init__(self, models: Sequence[CaptionModel]) -> None:
+        nn.Module.__init__(self)
+        self.models: Any = nn.ModuleList(models)
+
+    @property
+    def decoder(self) -> Any:  # type: ignore
+        """Where `decode` looks for `start` and `step`."""
+        return self
+
+    def encode(self, features: Tensor, frame_mask: Tensor) -> Memories:  # type: ignore
+        """Every model's memory of features (B, T, D) with frame_mask (B, T)."""
+        each = tuple(model.encode(features, frame_mask) for model in self.models)
+        return Memories(each, each[0].mask)
+
+    def start(self, memory: Memories, count: int) -> State:
+        """See `model.Decoder.start`."""
+        return tuple(model.decoder.start(own, count) for model, own in zip(self.models, memory.each, strict=True))
+
+    def step(self, words: Tensor, state: State, memory: Memories) -> tuple[State, Tensor, Tensor]:
+        """See `model.Decoder.step`; the logits are logarithms of summed probabilities."""
+        parts = zip(self.models, state, memory.each, strict=True)
+        after, logits, weights = zip(*(m.decoder.step(words, *of_model) for m, *of_model in parts), strict=True)
+        log_probs = torch.stack([each.float().log_softmax(dim=-1) for each in logits])
+        return after, log_probs.logsumexp(dim=0), torch.stack(weights).mean(dim=0)

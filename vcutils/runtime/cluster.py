@@ -1,0 +1,248 @@
+"""Extraction on a Ray cluster: blocks of clips go to an actor per GPU, or per two cores, and become Arrow parts.
+
+The only module that imports ray. Ray Data starts the blocks of a lost node again, and notes in a checkpoint which clips
+are in a finished part, so that a killed extraction goes on. An actor decodes in child processes of its own: Ray would
+try a clip that crashes its actor for ever, and pixels do not travel. Files are reached by pyarrow.fs: local disk or
+NFS by path, object stores by URI (s3://…, gs://…) with the credentials and endpoint of each node's environment.
+"""
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from time import monotonic, time
+from typing import Any
+
+from vcutils.config import ExtractConfig
+from vcutils.runtime.arrow import clip_record, schema
+from vcutils.runtime.checks import collect_clips
+from vcutils.runtime.settings import UserError
+
+try:
+    import pyarrow as pa
+    import ray
+    from pyarrow import compute, fs, parquet
+    from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+    from ray.data.checkpoint import CheckpointConfig, CheckpointManager
+    from ray.data.datasource import BlockBasedFileDatasink
+except ImportError as error:
+    raise UserError(f"--engine ray needs more packages ({error}): pip install 'vcutils[scale]'") from error
+
+CORES = 2  # per actor without a GPU: few frames at once are fastest there
+AHEAD = 8  # clips that an actor copies from an object store at once, ahead of decoding
+BLOCKS, SMALLEST, LARGEST = 8, 16, 512  # blocks per actor; clips of a block: what a lost node repeats, a part's size
+
+
+def listed(corpus: str, folders: Sequence[str], suffixes: Collection[str], problems: list[str]) -> list[dict[str, Any]]:
+    """A row per clip of the first of a corpus' `folders` that has any: id, path, source, bytes, mtime, key.
+
+    The key, which the checkpoint remembers, changes with the file. Raises UserError where there are no clips.
+    """
+    files, root = _opened(corpus)
+    for folder in folders:
+        found = _files(files, f"{root}/{folder}")
+        about = {info.path: info for info in found if PurePosixPath(info.path).suffix.lower() in suffixes}
+        chosen = {
+            i: about[path.as_posix()] for i, path in collect_clips(map(Path, about), Path(root), problems).items()
+        }
+        stamps = [(i, info, {"bytes": info.size, "mtime": int(info.mtime_ns // 10**9)}) for i, info in chosen.items()]
+        if stamps:
+            return [
+                {"id": i, "path": info.path, "source": f"{folder}/{info.base_name}", **stamp, "key": _key(i, **stamp)}
+                for i, info, stamp in stamps
+            ]
+    raise UserError(
+        f"{corpus}: no clips in {' or '.join(folders)}/; a clip is a file that ends in {', '.join(suffixes)}"
+    )
+
+
+def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: ExtractConfig, progress: bool = True) -> Any:
+    """Features of `listed` clips as `folder`/parts/*.arrow; a Report. Goes on where an earlier extraction stopped.
+
+    Both are absolute paths or URIs that all nodes reach. It joins the cluster that runs here or that RAY_ADDRESS names,
+    or makes one of this machine. Raises UserError for what stops all of it; a clip that fails is a row.
+    """
+    from vcutils.runtime.extraction import Report
+
+    begun, (source, _), (target, root) = monotonic(), _opened(corpus), _opened(folder)
+    checkpoint, others = f"{root}/checkpoint-{config.num_frames}", {info.base_name for info in _files(target, root)}
+    if others := {name for name in others if name.startswith("checkpoint-")} - {PurePosixPath(checkpoint).name}:
+        raise UserError(f"{folder}: has features of another number of frames ({others}); move it away, or name another")
+    finished = [f.path for f in _files(target, checkpoint) if ".pending" not in f.base_name]
+    keys = pa.table({"key": pa.array([], pa.string())})
+    keys = pa.concat_tables([keys, *(parquet.read_table(path, filesystem=target) for path in finished)])["key"]
+    index = pa.Table.from_pylist(clips)
+    is_done = compute.is_in(index["key"], keys)
+    todo, parts = index.filter(compute.invert(is_done)), _Parts(f"{root}/parts", target)
+    if len(todo):
+        ray.init(ignore_reinit_error=True, logging_level="WARNING", log_to_driver=False)
+        context = DataContext.get_current()
+        context.enable_progress_bars = progress
+        context.checkpoint_config = CheckpointConfig(
+            "key",
+            checkpoint,
+            override_filesystem=target,
+            checkpoint_manager_cls=_Cleaner,
+            delete_checkpoint_on_success=False,
+        )
+        actors, nodes, needs = _share()
+        size = min(LARGEST, max(SMALLEST, len(todo) // (BLOCKS * actors)))
+        blocks = ray.data.read_datasource(
+            _Index(todo, size), num_cpus=0, concurrency=1, override_num_blocks=-(-len(todo) // size)
+        )
+        try:
+            blocks.map_batches(
+                _Extractor, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=actors),
+                fn_constructor_args=(source, replace(config, workers=needs["num_cpus"])), **needs,
+            ).write_datasink(parts, ray_remote_args={"num_cpus": 0}, concurrency=nodes)  # fmt: skip
+        except (ray.exceptions.RayError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"{folder}: the extraction stopped ({reason}); what is done is kept, start it again"
+            ) from error
+    report, current = Report(Path(folder), frames=sum(parts.frames)), set(index["key"].to_pylist())
+    for info in _files(target, f"{root}/parts"):
+        if info.path.endswith(".failed"):
+            told = map(json.loads, target.open_input_stream(info.path).read().splitlines())
+            report.failed |= {r["id"]: r["error"] for r in told if _key(r["id"], r["bytes"], r["mtime"]) in current}
+    report.written, report.skipped = (
+        [i for i in index.filter(mask)["id"].to_pylist() if i not in report.failed]
+        for mask in (compute.invert(is_done), is_done)
+    )
+    report.seconds = monotonic() - begun
+    return report
+
+
+def _opened(place: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(place)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place}: cannot be reached ({error}); write an absolute path, s3://… or gs://…") from error
+
+
+def _files(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    return sorted(files.get_file_info(fs.FileSelector(folder, allow_not_found=True)), key=lambda info: info.path)
+
+
+def _key(video_id: str, bytes: int, mtime: int) -> str:
+    return f"{video_id}@{bytes}-{mtime}"
+
+
+def _share() -> tuple[int, int, dict[str, int]]:
+    """(actors, nodes, what an actor asks for) that fill the cluster; reading and writing ask for nothing."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if with_gpu := [node for node in nodes if node.get("GPU")]:
+        cores = max(1, min(int(node["CPU"] // node["GPU"]) for node in with_gpu))
+        return sum(int(node["GPU"]) for node in with_gpu), len(nodes), {"num_gpus": 1, "num_cpus": cores}
+    cores = int(min(CORES, *(node["CPU"] for node in nodes)))
+    return sum(int(node["CPU"] // cores) for node in nodes), len(nodes), {"num_cpus": cores}
+
+
+class _Cleaner(CheckpointManager):
+    """Removes the parts of writers that died. The clips of whole ones are not in the index."""
+
+    def load_checkpoint(self, data_file_dir: Any = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0  # Ray's own filter would wait for a core of a cluster that is full of actors
+
+
+class _Index(Datasource):
+    """The rows of an index in blocks."""
+
+    def __init__(self, index: pa.Table, size: int) -> None:
+        super().__init__()
+        self.blocks = [index.take(list(range(i, min(i + size, len(index))))) for i in range(0, len(index), size)]
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(block.nbytes for block in self.blocks)
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        about = partial(BlockMetadata, exec_stats=None, task_exec_stats=None)
+        return [
+            ReadTask(lambda block=block: [block], about(num_rows=len(block), size_bytes=block.nbytes), block.schema)
+            for block in self.blocks
+        ]
+
+
+class _Extractor:
+    """An actor: the network, loaded once; child processes decode for it."""
+
+    def __init__(self, source: fs.FileSystem, config: ExtractConfig) -> None:
+        import torch
+
+        from vcutils.runtime.backbones import load_backbone
+
+        # With one thread the last bits of features are others than with several, and than on other machines.
+        torch.set_num_threads(max(2, config.workers or 1))
+        self.source, self.config, self.backbone = source, config, load_backbone(config.backbone)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        from vcutils.runtime.extraction import clip_rows
+
+        records = []
+        with TemporaryDirectory() as folder:
+            for row, features in clip_rows(self._at_hand(block.to_pylist(), folder), self.config, self.backbone):
+                if "error" in row:
+                    row["error"] = row["error"].replace(f"{folder}/", "")
+                records.append(clip_record(row, features))
+                Path(folder, row["source"]).unlink(missing_ok=True)
+        return pa.Table.from_pylist(records, schema())
+
+    def _at_hand(self, rows: Sequence[Mapping[str, Any]], folder: str) -> Iterator[Any]:
+        """Clips where OpenCV can read them: those of an object store are copied into a folder, some ahead."""
+        from vcutils.runtime.extraction import Clip
+
+        clips = [Clip(row["id"], Path(row["path"]), row["source"], row["bytes"], row["mtime"]) for row in rows]
+        if isinstance(self.source, fs.LocalFileSystem):
+            yield from clips
+            return
+        with ThreadPoolExecutor(AHEAD) as pool:
+            waiting: deque = deque()
+            for clip in clips:
+                waiting.append((pool.submit(self._copy, clip.path, copy := Path(folder, clip.source)), clip, copy))
+                while waiting and (len(waiting) > AHEAD or clip is clips[-1]):
+                    done, first, copy = waiting.popleft()
+                    done.result()
+                    yield replace(first, path=copy)
+
+    def _copy(self, remote: Path, local: Path) -> None:
+        local.parent.mkdir(exist_ok=True)
+        try:
+            with self.source.open_input_stream(remote.as_posix()) as stream, open(local, "wb") as file:
+                shutil.copyfileobj(stream, file, 1 << 20)
+        except FileNotFoundError:  # it has just gone: decoding will say so
+            local.unlink(missing_ok=True)
+
+
+class _Parts(BlockBasedFileDatasink):
+    """Writes a block as an Arrow stream, and beside it the rows of clips that failed. The newest run's come first."""
+
+    frames: Sequence[int] = ()
+
+    def __init__(self, folder: str, target: fs.FileSystem) -> None:
+        name = f"part-{10**10 - int(time()):010}"  # of two rows of one clip, the first is read
+        super().__init__(folder, filesystem=target, dataset_uuid=name, file_format="arrow")
+
+    def write(self, blocks: Any, ctx: Any) -> Any:
+        table = pa.concat_tables(blocks)
+        failed = [row for row, count in zip(table["row"].to_pylist(), table["T"].to_pylist(), strict=True) if not count]
+        if failed:
+            name = self.filename_provider.get_filename_for_task(ctx.kwargs["write_uuid"], ctx.task_idx)
+            with self.open_output_stream(f"{self.path}/{name.removesuffix('arrow')}failed") as file:
+                file.write("".join(f"{row}\n" for row in failed).encode())
+        super().write([table], ctx)
+        return compute.sum(table["T"]).as_py()
+
+    def write_block_to_file(self, block: Any, file: Any) -> None:
+        with pa.ipc.new_stream(file, schema()) as stream:
+            stream.write_table(block.to_arrow().cast(schema()))
+
+    def on_write_complete(self, write_result: Any) -> None:
+        super().on_write_complete(write_result)
+        self.frames = write_result.write_returns
