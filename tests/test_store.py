@@ -83,7 +83,7 @@ def test_parts_of_a_cluster_need_no_step_that_merges_them(folder):
     pack(folder)  # makes the index, no more
     assert sorted(path.name for path in (folder / PARTS).iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
     store = FeatureStore(folder)
-    assert [float(store[i].max()) for i in "abd"] == [2, 1, 1]
+    assert [float(store[i].max()) for i in ("a", "b", "d")] == [2, 1, 1]
     assert store.extracted == {"backbone": "x", "weights": "w", "num_frames": 2}
     assert store.manifest["a"] == {"id": "a", **row} and "c" not in store.manifest
     write_part(folder, "3", [clip_record({"id": "e", **row}, one)])  # newer than the index
