@@ -56,7 +56,7 @@ notebooks: $(READY)
 	$(BIN)/python -m vcutils.course.export "$$out" && \
 	echo "to read: $$out/*.html"
 
-test: $(READY) $(VENV)/.site lint
+test: $(READY) $(VENV)/.site $(VENV)/.scale lint
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/python tests/run_all.py
 
@@ -76,6 +76,11 @@ lowest:
 	for name in $(LOWEST); do sed -nE "s/^($$name)>=([0-9.]+).*/\1==\2/p" requirements.txt; done > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install -r requirements.txt -c $(VENV)-lowest/lowest.txt -e .
 	$(VENV)-lowest/bin/python -m pytest
+
+# What only clusters and corpora of 100,000 clips need, and an S3 server for their tests; not part of `make setup`
+$(VENV)/.scale: pyproject.toml $(READY)
+	$(INSTALL) --quiet -e '.[scale]' 'moto[server]>=5,<6'
+	@touch $@
 
 $(VENV)/.site: docs/site/requirements.txt $(READY)
 	$(INSTALL) --quiet -r $<

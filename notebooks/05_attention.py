@@ -105,7 +105,7 @@ print(f"weights (L, T) = ({L}, {T}), sums of the rows:", hypothesis.attention.su
 #   corpus only. For real clips, open the captioner that comes with `vcutils`, `explore(open_run())` in a new cell, and
 #   upload yours there. `explorer.list_clips("test")` puts a table of all test clips above the picture, to sort and search.
 #
-# Looking works everywhere. Hiding frames, other words and choosing a clip need the model, so they need a running notebook.
+# Looking works everywhere. Hiding frames and other words need the model: a running notebook, or the page that is saved below.
 
 # %%
 explorer = explore(run, video_id)
@@ -566,8 +566,8 @@ else:
 #
 # ## Keep it
 #
-# - `explorer.html` is the explorer without its hiding, as one file that needs no notebook and no network. It holds the
-#   clip above and the first three of the test split.
+# - `explorer.html` is the explorer with the model in it, as one file that needs no notebook and no network: frames can be
+#   hidden in it, too. It holds the clip above and the first three of the test split.
 # - The figures come as PNG for slides, as SVG and PDF for print.
 
 # %%

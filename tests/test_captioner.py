@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from traitlets import Bunch
 
 from vcutils.attention.explorer import Explorer
 from vcutils.cli import main
@@ -151,7 +150,7 @@ def test_the_explorer_opens_on_it_and_takes_an_upload(clip, tmp_path):
     assert "upload" in explorer.view.message and not explorer.shown.beams
     with pytest.raises(UserError, match="nothing to save"):
         explorer.save(tmp_path / "page.html")
-    explorer._on_upload(Bunch(new={"mine.mp4": {"content": clip.read_bytes()}}))
+    explorer._on_message(None, {"open": "mine.mp4"}, [clip.read_bytes()])
     assert explorer.view.clip["title"] == "mine.mp4" and explorer.shown.beams[0].words
     explorer.hide_frames([0])
     assert explorer.save(tmp_path / "page.html").is_file()

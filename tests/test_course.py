@@ -15,7 +15,7 @@ from IPython.core.formatters import DisplayFormatter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from vcutils.course.export import export_html, main, mathml
-from vcutils.course.pages import frame, with_page
+from vcutils.course.pages import frame, with_model, with_page
 from vcutils.course.pictures import attention_picture, beam_tree, model_picture, split_picture
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -164,6 +164,21 @@ def test_exported_html_has_formulas_pages_and_nothing_from_elsewhere(tmp_path, c
     assert "prefers-color-scheme: dark" in html
     assert main([]) == main([str(tmp_path / "none")]) == 2
     assert "use: python -m vcutils.course.export FOLDER" in capsys.readouterr().err
+
+
+def test_the_explorer_of_an_exported_notebook_carries_the_model_where_it_was_saved_so(tmp_path):
+    small, other = frame("<title>Attention explorer</title> it's \\1", 300), frame("<title>a canvas</title>", 300)
+    assert with_model(small + other, tmp_path / "explorer.html") == small + other
+    (tmp_path / "explorer.html").write_text(page := "<title>Attention explorer</title> it's \\1 with the model")
+    assert with_model(small + other, tmp_path / "explorer.html") == frame(page, 300) + other
+    cells = [new_code_cell("1", outputs=[new_output("display_data", {"text/html": small})])]
+    out = tmp_path / "data" / "notebooks"
+    saved = tmp_path / "data" / "runs" / "default" / "attention" / "explorer.html"
+    for path in (out, saved.parent):
+        path.mkdir(parents=True)
+    saved.write_text(page)
+    nbformat.write(new_notebook(cells=cells), out / "05.ipynb")
+    assert main([str(out)]) == 0 and "with the model" in (out / "05.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -83,7 +83,7 @@ def extract(
     else:
         from vcutils.features import extract_corpus, feature_folder
 
-        opened, config = _open(Path(corpus), data and Path(data), backbone, extract={"num_frames": num_frames})
+        opened, config = _open(Path(corpus), Path(data) if data else None, backbone, extract={"num_frames": num_frames})
         own = opened.features
         if feature_folder(opened, config.artifacts, config.extract) in own.values() or not opened.clips:
             others = "; name another --backbone to extract others from its clips" if opened.clips else ""
@@ -263,7 +263,7 @@ def explore(
     check: Annotated[bool, arg(help="instead of a page, measure how far the attention can be trusted")] = False,
     split: SplitArg = "test",
     beside: Annotated[Path | None, arg(metavar="RUN", help="a second run, to be shown beside the first")] = None,
-    model: Annotated[bool, arg(help="the page carries the model (not with --beside), to hide frames in it")] = True,
+    model: Annotated[bool, arg(help="the page carries the model, to hide frames in it")] = True,
     beam: BeamArg = None,
     as_json: JsonArg = False,
 ) -> int:
@@ -359,7 +359,7 @@ def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | Non
     from vcutils.runtime.machine import is_quiet
 
     config = Config.from_env()
-    given = {"backbone": backbone, "num_frames": num_frames}
+    given: dict[str, Any] = {"backbone": backbone, "num_frames": num_frames}
     settings = replace(config.extract, **{name: value for name, value in given.items() if value is not None})
     places = (corpus, data or str(config.data))
     corpus, data = (p.rstrip("/") if "://" in p else str(Path(p).expanduser().resolve()) for p in places)

@@ -132,8 +132,8 @@ def collate(items: Sequence[Item]) -> Batch:
     for b, rows in enumerate(captions):
         for k, words in enumerate(rows):
             padded[b, k, : len(words)] = torch.tensor(words)
-    batch = Batch(list(ids), features, frame_mask, padded)
-    return batch._replace(lengths=lengths_of(frame_mask, batch.targets, PAD))
+    lengths = lengths_of(frame_mask, padded[..., 1:], PAD)
+    return Batch(list(ids), features, frame_mask, padded, lengths)
 
 
 def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
-from vcutils.runtime.frames import check_frames, encode_some
+from vcutils.runtime.frames import check_frames, encode_some, lstm_of
 from vcutils.vocab import PAD
 
 # The decoder's hidden and cell state, (B, K, H) each; with "matched" also the sum of the
@@ -48,8 +48,10 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode features (B, T, D) with mask (B, T); padding never reaches the LSTM."""
         frames = self.dropout(torch.relu(self.project(features)))  # (B, T, C)
-        if self.lstm is not None:
-            lengths, T = mask.sum(dim=1).cpu() if lengths is None else lengths, mask.shape[1]
+        if self.lstm is not None and lengths is not None:
+            frames = frames + lstm_of(self.lstm, frames, lengths)  # as below, only without a wait
+        elif self.lstm is not None:
+            lengths, T = mask.sum(dim=1).cpu(), mask.shape[1]
             packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
             around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=T)
             frames = frames + around  # the frame's own projection stays visible beside the LSTM's
@@ -169,8 +171,7 @@ class CaptionModel(nn.Module):
     def encode(self, features: Tensor, frame_mask: Tensor, lengths: Any = None) -> Memory:
         """Encode features (B, T, D) with frame_mask (B, T), once per clip for all its captions.
 
-        `lengths` (B,) of the clips, on the CPU, spare reading the mask. Raises ValueError for other
-        shapes, a clip without frames, or a mask with holes.
+        `lengths` (B,) are the mask's, on the CPU. Raises ValueError for other shapes, or bad masks.
         """
         check_frames(features, frame_mask, self.feature_dim, lengths)
         values, mask = encode_some(self.encoder, features, frame_mask, self.config, lengths)

@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from vcutils.config import Config  # noqa: E402
 from vcutils.course.editions import student_edition  # noqa: E402
+from vcutils.course.pages import with_model  # noqa: E402
 from vcutils.course.slides import SESSIONS, write_slides  # noqa: E402
 
 DOCS = ("lecturers", "running", "datasets", "settings", "results", "performance", "reliability")  # then what is new
@@ -147,6 +149,9 @@ def main(out: Path) -> int:
     if status:
         return status
     (out / "index.html").write_text('<meta http-equiv="refresh" content="0; url=README.html">', "utf-8")
+    lesson = out / "notebooks/05_attention.html"  # its explorer carries the model where `make notebooks` has made one
+    saved = Config.from_env().artifacts / "runs/default/attention/explorer.html"
+    lesson.write_text(with_model(lesson.read_text("utf-8"), saved), "utf-8")
     write_slides(ROOT / "notebooks", out / "slides")
     problems = broken_links(out.resolve())
     print(*problems, f"the site: {out / 'index.html'}", sep="\n")

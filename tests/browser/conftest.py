@@ -94,51 +94,63 @@ def make_view():
 
 
 @pytest.fixture
-def lab(repo, tmp_path, screenshots):
-    """Function: JupyterLab on a folder, its own settings and no one else's; returns a notebook's address."""
+def served(repo, tmp_path):
+    """Function: start a server on a free port, as `command` says for that port, and wait until it answers."""
     servers = []
 
-    def start(folder, **environment):
+    def start(command, path, environment):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        paths = os.pathsep.join(filter(None, [str(repo), os.environ.get("PYTHONPATH")]))
+        log, base = tmp_path / "server.log", f"http://127.0.0.1:{port}"
+        with log.open("w") as output:
+            variables = os.environ | {"PYTHONPATH": paths, **environment}
+            server = subprocess.Popen(command(port), env=variables, stdout=output, stderr=subprocess.STDOUT)
+        servers.append(server)
+        for _ in range(720):
+            try:
+                urllib.request.urlopen(f"{base}{path}", timeout=5).close()
+                return base
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.25)
+        pytest.fail(f"no server within three minutes:\n{log.read_text()}")
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture
+def jupyter(served, tmp_path):
+    """Function: JupyterLab or Notebook 7 on a folder, with settings of its own; returns a notebook's address."""
+
+    def start(folder, application="lab", **environment):
         token = secrets.token_hex(16)
         settings = tmp_path / "lab" / "settings" / "@jupyterlab" / "notebook-extension"
         settings.mkdir(parents=True)
         # Every cell is in the document, in view or not.
         (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
         own = {name: str(tmp_path / "lab" / name) for name in ("config", "data", "runtime", "ipython", "workspaces")}
-        variables = os.environ | {
+        variables = {
             "JUPYTER_CONFIG_DIR": own["config"],
             "JUPYTER_DATA_DIR": own["data"],
             "JUPYTER_RUNTIME_DIR": own["runtime"],
             "IPYTHONDIR": own["ipython"],
             "JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]),
             "JUPYTERLAB_WORKSPACES_DIR": own["workspaces"],
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(repo), os.environ.get("PYTHONPATH")])),
-            **environment,
         }
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
-        command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+        module = {"lab": "jupyterlab", "notebook": "notebook"}[application]
+        command = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+        command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
         command += [f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly"]
         command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-        log = tmp_path / "lab.log"
-        with log.open("w") as output:
-            server = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT)
-        servers.append(server)
-        base = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{base}/api?token={token}", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.25)
-        else:
-            pytest.fail(f"JupyterLab did not start within a minute:\n{log.read_text()}")
-        return lambda name: f"{base}/lab/tree/{name}?token={token}"
+        base = served(
+            lambda port: [*command, f"--ServerApp.port={port}"], f"/api?token={token}", variables | environment
+        )
+        place = {"lab": "lab/tree", "notebook": "notebooks"}[application]
+        return lambda name: f"{base}/{place}/{name}?token={token}"
 
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait(timeout=30)
+    return start

@@ -104,9 +104,9 @@ def test_exported_lesson_shows_everything_offline(exported, tab, screenshots, sc
     assert all(address.startswith(("file:", "data:", "about:")) for address in page.asked) and not tab.errors
 
 
-def test_running_lesson_shows_the_widget_and_not_the_page(unread, lab, tab):
+def test_running_lesson_shows_the_widget_and_not_the_page(unread, jupyter, tab):
     page = tab()
-    page.goto(lab(unread.parent)(unread.name))
+    page.goto(jupyter(unread.parent)(unread.name))
     expect(page.locator("#jp-bottom-panel")).to_contain_text("| Idle", timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

@@ -1,10 +1,11 @@
-"""The live explorer in JupyterLab, in Chromium."""
+"""The live explorer in JupyterLab, Notebook 7 and marimo, in Chromium."""
 
 import dataclasses
 import itertools
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -85,10 +86,10 @@ def tiny_course(tmp_path_factory):
     return data
 
 
-def test_notebook_05_in_jupyterlab(tiny_course, lab, tab, repo, tmp_path, screenshots):
+def test_notebook_05_in_jupyterlab(tiny_course, jupyter, tab, repo, tmp_path, screenshots):
     shutil.copy(repo / "notebooks" / "05_attention.ipynb", tmp_path / "05_attention.ipynb")
     page = tab(height=1800)
-    address = lab(tmp_path, VCUTILS_PROFILE="tiny", VCUTILS_CORPUS="", VCUTILS_DATA=str(tiny_course))
+    address = jupyter(tmp_path, VCUTILS_PROFILE="tiny", VCUTILS_CORPUS="", VCUTILS_DATA=str(tiny_course))
     run_all(page, address("05_attention.ipynb"))
     saved = page.locator(".jp-OutputArea-output", has_text=str(Path("default") / "attention:"))
     expect(saved.first).to_be_visible(timeout=SLOW)
@@ -119,9 +120,10 @@ def status_bar(page):
 
 
 def run_all(page, address):
-    """Open a notebook in JupyterLab and run all its cells."""
-    page.goto(address)
-    expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
+    """Open a notebook in JupyterLab or Notebook 7 and run all its cells."""
+    with page.expect_websocket(lambda socket: "/channels" in socket.url, timeout=SLOW):
+        page.goto(address)
+    expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_visible(timeout=SLOW)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -148,9 +150,9 @@ def lights(page):
     )
 
 
-def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
+def test_explorer_in_jupyterlab(explorer_notebook, jupyter, tab, screenshots):
     page = tab(height=1900)
-    run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
+    run_all(page, jupyter(explorer_notebook.parent)(explorer_notebook.name))
     stage, words = page.locator(".vc-stage"), page.locator(".vc-words button")
 
     def word(index):
@@ -213,7 +215,7 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     page.locator(".vc-beams button").nth(1).click()
     expect(page.locator(".vc-beams button").nth(1)).to_have_attribute("aria-current", "true")
     title = page.locator(".vc-title").inner_text()
-    page.locator(".widget-dropdown select").first.select_option(index=1)
+    page.locator(".vc-chooser select").first.select_option(index=1)
     expect(page.locator(".vc-title")).not_to_have_text(title)
     expect(page.locator(".vc-strip .vc-off")).to_have_count(0)
     expect(page.locator(".vc-tile")).to_have_count(6)
@@ -230,10 +232,10 @@ def test_explorer_in_jupyterlab(explorer_notebook, lab, tab, screenshots):
     page.screenshot(path=screenshots / "lab-dark.png")
 
 
-def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_video, screenshots):
+def test_own_clip_in_jupyterlab(explorer_notebook, jupyter, tab, tmp_path, numbered_video, screenshots):
     (explorer_notebook.parent / "awake").touch()
     page = tab(height=1500)
-    run_all(page, lab(explorer_notebook.parent)(explorer_notebook.name))
+    run_all(page, jupyter(explorer_notebook.parent)(explorer_notebook.name))
     stage, status = page.locator(".vc-stage"), page.locator(".vc-message")
     expect(stage).to_be_visible(timeout=SLOW)
     expect(status_bar(page)).to_contain_text("| Idle", timeout=SLOW)
@@ -242,7 +244,7 @@ def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_
 
     def upload(path):
         with page.expect_file_chooser() as chooser:
-            page.locator(".widget-upload").click()
+            page.locator(".vc-upload").click()
         chooser.value.set_files(path)
 
     upload(broken)
@@ -253,3 +255,57 @@ def test_own_clip_in_jupyterlab(explorer_notebook, lab, tab, tmp_path, numbered_
     expect(page.locator(".vc-title")).to_have_text("mine.mp4")
     expect(status).to_be_hidden()
     page.screenshot(path=screenshots / "lab-own-clip.png")
+
+
+def steps_and_hides(page, slider):
+    """What every host must do: a step moves what `slider` says, and the kernel captions without a frame."""
+    words = page.locator(".vc-words button")
+    expect(words.first).to_be_visible(timeout=SLOW)
+    words.nth(2).click()
+    expect(words.nth(2)).to_have_attribute("aria-current", "true")
+    assert slider() == 2
+    expect(page.locator(".vc-modes button").nth(2)).to_be_enabled(timeout=SLOW)
+    page.locator(".vc-eye").first.click()
+    expect(page.locator(".vc-effect")).to_contain_text("without the hidden", timeout=SLOW)
+    title = page.locator(".vc-title").inner_text()
+    page.locator(".vc-chooser select").first.select_option(index=1)
+    expect(page.locator(".vc-title")).not_to_have_text(title, timeout=SLOW)
+    expect(page.locator(".vc-strip .vc-off")).to_have_count(0)
+    own = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
+    assert all(url.startswith(own) for url in page.asked), "nothing is asked of anyone else"
+
+
+def test_explorer_in_notebook_7(explorer_notebook, jupyter, tab, screenshots):
+    pytest.importorskip("notebook", reason="no Notebook 7: pip install 'notebook>=7'")
+    (explorer_notebook.parent / "awake").touch()
+    page = tab(height=1700)
+    run_all(page, jupyter(explorer_notebook.parent, "notebook")(explorer_notebook.name))
+    handle = page.locator(".widget-hslider .noUi-handle")
+    steps_and_hides(page, lambda: float(handle.get_attribute("aria-valuenow")))
+    page.screenshot(path=screenshots / "notebook-7.png")
+
+
+MARIMO = """import marimo
+
+app = marimo.App()
+
+
+@app.cell
+def _():
+    from vcutils.attention.explorer import explore
+    from vcutils.corpora import open_run
+
+    explore(open_run({run!r}))
+    return
+"""
+
+
+def test_explorer_in_marimo(colour_run, served, tab, tmp_path, screenshots):
+    pytest.importorskip("marimo", reason="no marimo: pip install marimo")
+    (tmp_path / "notebook.py").write_text(MARIMO.format(run=str(colour_run)))
+    command = [sys.executable, "-m", "marimo", "-q", "run", str(tmp_path / "notebook.py"), "--headless", "--no-token"]
+    base = served(lambda port: [*command, "--host=127.0.0.1", f"--port={port}"], "/health", {"HOME": str(tmp_path)})
+    page = tab(height=1700)
+    page.goto(base)
+    steps_and_hides(page, lambda: float(page.locator(".vc-slider").input_value()))
+    page.screenshot(path=screenshots / "marimo.png")

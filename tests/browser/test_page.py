@@ -238,6 +238,29 @@ def test_every_text_can_be_read(show, make_view, needs_of, scheme):
     assert page.evaluate(CONTRAST) == []
 
 
+SETTINGS = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"width": 360, "height": 740},
+    "right to left": {"color_scheme": "dark", "width": 600},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_axe_finds_no_fault(show, make_view, needs_of, settings, request):
+    """Names, roles, landmarks, order of headings; what it cannot tell of contrast is measured above."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    caption = "قطة تجلس هنا 🐈" if "right" in request.node.name else "a cat sits and a dog runs"
+    view = make_view((caption, "a cat"), frames=16, end=True, note="a note", references=("b",))
+    events = [{"kind": "thing", "words": ["cat"], "start": 0.0, "end": 3.0}]
+    view = dataclasses.replace(needs_of(view), events=events, start=("a",), hidden=frozenset([3]), before=view.beams[1])
+    page = show(view, dataclasses.replace(view, title="other"), **settings)
+    for mode in (0, 2):
+        page.locator(".vc-modes button").nth(mode).click()
+        assert axe.run(page).generate_snapshot() == ""
+        page.locator(".vc-table summary").click()
+
+
 def test_long_captions_do_not_overlap(show, make_view):
     captions = [" ".join(["a very long caption that says everything at least twice"] * n) for n in (3, 2, 4)]
     page = show(make_view(captions), width=600)
@@ -376,7 +399,7 @@ window.asked = [];
 const captions = (start, hidden) => ({ ...data, hidden, start, before: { words: ["a", "cat"], score: -1 },
   beams: [{ words: [...start, "swims"], score: -0.5, probabilities: Array(start.length + 1).fill(0.5),
             weights: Array(start.length + 1).fill(data.beams[0].weights[0]) }] });
-openPage(document.querySelector("main"), { titles: ["clip"] }, () => data, async () => ({
+openPage(document.querySelector("main"), { titles: ["clip"] }, () => data, [async () => ({
   caption: async (features, options) =>
     (window.asked.push(["caption", features, options]), captions([], options.hidden)),
   continueFrom: async (features, words, options) => {
@@ -385,7 +408,7 @@ openPage(document.querySelector("main"), { titles: ["clip"] }, () => data, async
     return captions(words, options.hidden);
   },
   needs: async (features, { beams }) => beams.map(() => data.needs[0]),
-}));
+})]);
 """
 
 
@@ -596,11 +619,14 @@ def test_two_clips_stand_side_by_side_on_one_word_slider(show, make_view, needs_
 
 KERNEL = """
 const on = {}, rows = ["one", "two"].map((title) => ({ title, caption: title, cider: 1, spread: 0.5, need: null }));
-const state = { clip: data, captions: data, needs: [], rows, word: 0, beam: 0, last: 0, hide: [], start: [], size: 2,
-  message: "", controls: false, opened: "" };
-window.state = state;
+const sent = [];
+const state = { clip: data, captions: data, needs: [], rows, titles: ["clip", "other"],
+  word: 0, beam: 0, last: 0, hide: [], start: [], size: 2,
+  message: "", controls: false };
+Object.assign(window, { state, sent });
 window.put = (values) => { Object.assign(state, values); for (const name in values) on[`change:${name}`]?.(); };
 const model = { get: (name) => state[name], set: (name, value) => (state[name] = value), save_changes() {},
+  send: (content, _, files) => sent.push([content, files?.[0].byteLength]),
   on: (event, act) => (on[event] = act), off() {} };
 render({ el: document.querySelector("main"), model });
 """
@@ -629,7 +655,15 @@ def test_the_widget_asks_its_kernel_and_follows_it(tab, tmp_path, make_view, nee
     assert page.locator(".vcx.vc-busy").count() == 0 and page.inner_text(".vc-message") == "no"
     page.locator(".vc-table summary").click()
     page.locator(".vc-rows button.vc-plain").nth(1).click()
-    assert page.evaluate("state.opened") == "two"
+    page.select_option(".vc-chooser select", "other")
+    (tmp_path / "own.avi").write_bytes(b"12345")
+    (tmp_path / "big.avi").write_bytes(bytes(10_000_001))
+    for name in ("own.avi", "big.avi"):
+        with page.expect_file_chooser() as chooser:
+            page.locator(".vc-upload").click()
+        chooser.value.set_files(tmp_path / name)
+    expect(page.locator(".vc-message")).to_contain_text("big.avi: 10 MB, the limit is 10")
+    assert page.evaluate("sent") == [[{"open": "two"}, None], [{"open": "other"}, None], [{"open": "own.avi"}, 5]]
     page.evaluate("put({ word: 9 })")
     assert page.inner_text(".vc-position") == "word 3 of 3"
     assert page.evaluate("state.word") == 9, "a longer caption beside it goes on"

@@ -39,6 +39,7 @@ HEIGHT = 270  # pixels of the frames that are kept for showing
 PICTURE_CHARACTERS = 1_000_000  # base64 of a page's pictures, shared among its clips …
 CLIP_CHARACTERS = 40_000  # … who get no less than this each
 WINDOWS = (1, 3)  # frames that are taken out together to see what they are worth
+NO_FEATURES = torch.empty(0)
 SIZES = ((480, 82), (400, 78), (320, 74), (240, 66), (160, 50), (96, 40))  # (longer side in pixels, JPEG quality)
 
 
@@ -58,12 +59,12 @@ class View:
     needs: Sequence[dict[str, Any]] = ()  # of each beam, JSON-ready: see `with_needs`
     events: Sequence[dict[str, Any]] = ()  # what is true when, as in events.json
     cider: float | None = None  # of the best caption
-    features: dict[str, Any] | None = None  # for a page that carries the model: what captioner.js reads of a clip
+    features: Tensor = NO_FEATURES  # (T, D), what the model reads; a page without a model can do without
     note: str = ""  # what the viewer should know about this clip
 
 
-def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
-    """A clip of the run's corpus, without captions yet, and its features (T, D). Raises UserError for an unknown id."""
+def corpus_clip(run: Run, video_id: str) -> View:
+    """A clip of the run's corpus, without captions yet. Raises UserError for an unknown id."""
     features = torch.from_numpy(np.asarray(run.data.store[video_id], np.float32))
     try:
         problem = "only the features of this clip are at hand, so its frames are shown as numbers."
@@ -76,38 +77,33 @@ def corpus_clip(run: Run, video_id: str) -> tuple[View, Tensor]:
     note, times = "" if images else f"No pictures: {problem}", run.timestamps(video_id)
     path = run.data.root / "events.json"
     events = read_events(path).get(video_id, {"events": ()})["events"] if timed and path.is_file() else ()
-    view = View(video_id, times, images=images, references=references, timed=timed, note=note, events=events)
-    return view, features
+    return View(video_id, times, (), images, references, timed, note=note, events=events, features=features)
 
 
-def file_clip(run: Run, path: Path, title: str | None = None) -> tuple[View, Tensor]:
-    """Any video file, without captions yet, and its features (T, D) through the run's backbone.
+def file_clip(run: Run, path: Path, title: str | None = None) -> View:
+    """Any video file, without captions yet, its features through the run's backbone.
 
     Raises UserError when the file cannot be decoded, or the backbone cannot be had.
     """
     features, frames = clip_features(run.backbone, path, run.extract)
-    return View(title or path.name, frames.timestamps, images=frames_at(path, frames.indices, HEIGHT)), features
+    images = frames_at(path, frames.indices, HEIGHT)
+    return View(title or path.name, frames.timestamps, images=images, features=features)
 
 
 def with_captions(
-    run: Run,
-    view: View,
-    features: Tensor,
-    decode: DecodeConfig,
-    hidden: Collection[int] = (),
-    start: Sequence[str] = (),
+    run: Run, view: View, decode: DecodeConfig, hidden: Collection[int] = (), start: Sequence[str] = ()
 ) -> View:
-    """The view with captions for features (T, D) that begin with the words of `start`, those of someone else.
+    """The view with captions that begin with the words of `start`, those of someone else.
 
     The model never receives the `hidden` frames, at least one is left. Attention rows still cover all T frames, with 0
     at the hidden ones. Raises UserError when no caption can begin so.
     """
-    visible = [i for i in range(len(features)) if i not in hidden]
-    mask = torch.ones(1, len(visible), dtype=torch.bool)
+    features = view.features[[i for i in range(len(view.features)) if i not in hidden]]
+    mask = torch.ones(1, len(features), dtype=torch.bool)
     model: Any = _Begun(run, start) if start else run.model
     with _one_thread():
         try:
-            beams = generate(model, run.vocabulary, features[visible][None], mask, decode)[0]
+            beams = generate(model, run.vocabulary, features[None], mask, decode)[0]
         except UserError as error:
             raise UserError(f"no caption can begin with “{' '.join(start)}”") if start else error from error
     for beam in beams:
@@ -157,64 +153,80 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def with_needs(run: Run, view: View, features: Tensor) -> View:
+def with_needs(run: Run, view: View, sizes: Sequence[int] = WINDOWS) -> View:
     """The view with the need of its captions' words (`measures.need`) and the words that were likely in their places.
 
-    None for a clip of one visible frame. What frames are worth to those other words comes for the best caption alone.
+    `sizes`: how many frames are taken out at once. None for a clip of one visible frame. What frames are worth to those
+    other words comes for the best caption alone.
     """
-    shown = features[[i for i in range(len(features)) if i not in view.hidden]].numpy()
+    shown = np.delete(view.features.numpy(), sorted(view.hidden), axis=0)
     captions = [[*beam.words, *[WORD_END] * (beam.end_attention is not None)] for beam in view.beams]
 
     def nats(rows: np.ndarray) -> list:
         return (_over_all(rows, view.hidden).astype(float).round(2) + 0.0).tolist()  # + 0.0: no "-0.0"
 
     with _one_thread():
-        windows = {w: need(run.model, run.vocabulary, shown, captions, w) for w in WINDOWS if w < len(shown)}
-    needs = []
-    for k in range(len(captions) if windows else 0):
-        one = windows[WINDOWS[0]][k]
+        windows = {w: need(run.model, run.vocabulary, shown, captions, w) for w in sizes if w < len(shown)}
+    needs: list[dict[str, Any]] = []
+    for of_windows in zip(*windows.values(), strict=True):  # a caption's
+        one, by_window = of_windows[0], dict(zip(windows, of_windows, strict=True))
         others = {"words": one.others, "probabilities": one.probabilities.astype(float).round(4).tolist()}
-        if k == 0:
-            others["needs"] = {w: nats(of_window[0].needs) for w, of_window in windows.items()}
-        needs.append({"needs": {w: nats(of_window[k].need) for w, of_window in windows.items()}, "others": others})
+        if not needs:
+            others["needs"] = {w: nats(found.needs) for w, found in by_window.items()}
+        needs.append({"needs": {w: nats(found.need) for w, found in by_window.items()}, "others": others})
     return replace(view, needs=needs)
 
 
 def page_for(
     run: Run,
-    clips: Sequence[str | Path],
+    clips: Sequence[str | Path | View],
     out: Path | str,
     decode: DecodeConfig,
     beside: Run | None = None,
     model: bool = True,
 ) -> list[str]:
-    """Write one page of clips, each an id of the run's corpus or the path of any video file; an id goes first.
+    """Write one page of clips: ids of the run's corpus, which go first, paths of any video files, or opened ones.
 
-    `beside` is another run, whose captions of the same clips stand beside those of the first. With `model`, and no run
-    beside it, the page carries the captioner: all it shows is then what the weights say once rounded to float16.
+    `beside` is another run, whose captions of the same clips stand beside those of the first. With `model` the page
+    carries the captioners of all runs: what it shows is then what the weights say once rounded to float16.
     Returns a line for every clip that had to be left out. Raises UserError, and writes nothing, when that is all.
     """
     views: list[View] = []
     problems = []
-    model = model and beside is None
-    run = replace(run, model=rounded(run.model)) if model else run
-    for clip in map(str, clips):
+    runs = [run] if beside is None else [run, beside]
+    if model:
+        runs = [replace(each, model=rounded(each.model)) for each in runs]
+    for clip in clips:
         try:
-            if clip not in run.data.store.ids and not os.path.exists(clip):
-                raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
-            opened = corpus_clip(run, clip) if clip in run.data.store.ids else file_clip(run, Path(clip))
+            opened = clip if isinstance(clip, View) else _open(run, str(clip))
             if model:
-                features = opened[1].half().float()
-                opened = replace(opened[0], features=feature_content(features)), features
-            for each in filter(None, (run, beside)):
-                view = with_needs(each, with_captions(each, *opened, decode), opened[1])
-                views.append(replace(view, title=f"{view.title} · {each.folder.name}" if beside else view.title))
+                opened = replace(opened, features=opened.features.half().float())
+            views += [_captioned(each, opened, decode) for each in runs]
         except UserError as error:
             problems.append(str(error))
     if not views:
         raise UserError("\n".join(["no page written: none of the clips can be shown", *problems]))
-    save_page(out, with_ciders(run, views), model_content(run.model, run.vocabulary, decode) if model else None)
+    if beside:
+        views = [replace(v, title=f"{v.title} · {runs[n % 2].folder.name}") for n, v in enumerate(views)]
+    models = [model_content(each.model, each.vocabulary, decode) for each in runs] if model else []
+    save_page(out, with_ciders(run, views), models)
     return problems
+
+
+def _captioned(run: Run, view: View, decode: DecodeConfig) -> View:
+    """The view with captions and needs, for all frames or without those and from the words that it names."""
+    seen = with_captions(run, view, decode)
+    if view.hidden or view.start:
+        seen = with_captions(run, seen, decode, view.hidden, view.start)
+    return with_needs(run, seen)
+
+
+def _open(run: Run, clip: str) -> View:
+    if clip in run.data.store.ids:
+        return corpus_clip(run, clip)
+    if not os.path.exists(clip):
+        raise UserError(f"{clip}: neither a clip of {run.data.root.name} nor a file")
+    return file_clip(run, Path(clip))
 
 
 def with_ciders(run: Run, views: Sequence[View]) -> list[View]:
@@ -229,59 +241,62 @@ def with_ciders(run: Run, views: Sequence[View]) -> list[View]:
     return [replace(view, cider=values.get(n)) for n, view in enumerate(views)]
 
 
-def table_row(title: str, best: Hypothesis, needs: Any, cider: float | None) -> dict[str, Any]:
-    """A clip in the table of clips: caption, CIDEr, mean spread, mean over the words of their largest need (L, T)."""
-    largest = None if needs is None else round(float(np.max(needs, axis=1).mean()), 3)
-    spread = round(float(entropy(best.attention).mean()), 3)
-    return {"title": title, "caption": best.caption, "cider": cider, "spread": spread, "need": largest}
+def table_rows(views: Sequence[View]) -> list[dict[str, Any]]:
+    """The table of clips: of each best caption CIDEr, mean spread, and the mean of its words' largest need."""
+    rows = []
+    for view in views:
+        best, largest = view.beams[0], None
+        if view.needs:
+            needs = view.needs[0]["needs"][WINDOWS[0]][: len(best.words)]
+            largest = round(float(np.max(needs, axis=1).mean()), 3)
+        row = {"title": view.title, "caption": best.caption, "cider": view.cider, "need": largest}
+        rows.append(row | {"spread": round(float(entropy(best.attention).mean()), 3)})
+    return rows
 
 
-def save_page(path: Path | str, views: Sequence[View], model: dict[str, Any] | None = None) -> Path:
+def save_page(path: Path | str, views: Sequence[View], models: Sequence[dict[str, Any]] = ()) -> Path:
     """Write `page_html` to a file, whole or not at all. Raises its ValueError."""
-    page = page_html(views, model)
+    page = page_html(views, models)
     sweep(Path(path).parent, f".lock-.tmp-*{Path(path).suffix}")
     write_text(Path(path), page)
     return Path(path)
 
 
-def page_html(views: Sequence[View], model: dict[str, Any] | None = None) -> str:
+def page_html(views: Sequence[View], models: Sequence[dict[str, Any]] = ()) -> str:
     """One HTML page that shows the views, with a chooser when there are several.
 
-    With a `model` (what captioner.js reads) and views that have `features`, the page captions them again by
-    itself: other frames hidden, other words, another beam size. Raises ValueError when there is no view, or when the
-    parts of one do not fit together.
+    With `models` (what captioner.js reads), of which the views are in turn, and views that have `features`, the page
+    captions them again by itself: other frames hidden, other words, another beam size. Raises ValueError when there is
+    no view, or when the parts of one do not fit together.
     """
     if not views:
         raise ValueError("a page needs at least one clip to show")
-    page = _source("page.html")
-    for tag, part in (
-        ("style", _source("view.css")),
-        ("script", script(*["captioner.js"] * bool(model))),
-    ):  # its policy names both by their hashes
-        page = page.replace(f"/* THE {tag.upper()} */", part)
-        source = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
-        digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
+    page = source("page.html")
+    for tag, part in (("style", source("view.css")), ("script", script(*["captioner.js"] * bool(models)))):
+        page = page.replace(f"/* THE {tag.upper()} */", part)  # its policy names both by their hashes
+        inside = page.rpartition(f"</{tag}>")[0].rpartition(f"<{tag}")[2].partition(">")[2]
+        digest = base64.b64encode(hashlib.sha256(inside.encode("utf-8")).digest()).decode("ascii")
         page = page.replace(f"HASH-OF-{tag.upper()}", digest)
-    first = [v.needs[0]["needs"][WINDOWS[0]] if v.needs else None for v in views]
-    rows = [table_row(v.title, v.beams[0], needs, v.cider) for v, needs in zip(views, first, strict=True) if v.beams]
-    contents: list[Any] = [{"titles": [view.title for view in views], "rows": rows if len(views) > 1 else None}]
     share = max(CLIP_CHARACTERS, PICTURE_CHARACTERS // len(views))
-    for view in views:
-        rest = {"needs": view.needs, "features": view.features}
-        contents.append(clip_content(view, share) | caption_content(view) | rest)
-    data = "\n".join(f'<script type="application/json">{_embed(content)}</script>' for content in contents)
-    if model:
+    contents = [clip_content(view, share) | caption_content(view) | {"needs": view.needs} for view in views]
+    if models:
+        contents = [each | {"features": feature_content(v.features)} for each, v in zip(contents, views, strict=True)]
+    titles = [view.title for view in views]
+    contents.insert(0, {"titles": titles, "rows": table_rows(views) if len(views) > 1 else None})
+    data = [f'<script type="application/json">{_embed(content)}</script>' for content in contents]
+    if models:
         page = page.replace("base-uri", "worker-src blob:; base-uri", 1)
-        data += f'\n<script type="application/json" id="model">{_embed(model)}</script>'
-    return page.replace("<!-- DATA -->", data)
+        data += [f'<script type="application/json" class="model">{_embed(model)}</script>' for model in models]
+    return page.replace("<!-- DATA -->", "\n".join(data))
 
 
 def script(*more: str) -> str:
     """The front end as one ES module: view.js, pages.js, and other files of this folder before them."""
-    return "\n".join(map(_source, [*more, "view.js", "pages.js"]))
+    return "\n".join(map(source, [*more, "view.js", "pages.js"]))
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The text of a file of this folder."""
     return files("vcutils.attention").joinpath(name).read_text("utf-8")
 
 

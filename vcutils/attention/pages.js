@@ -182,14 +182,14 @@ function writeState(state) {
   }
 }
 
-/** A view of one of the page's clips. `open()` starts the model (captioner.js' openCaptioner) at the first question. */
-function clipView(root, read, open, options) {
+/** A view of one of the page's clips, which are of the models in turn. `models` start theirs (captioner.js' openCaptioner). */
+function clipView(root, read, models, options) {
   let data, asked = 0;
-  const view = createView(root, { ...options, ask: open && answer });
+  const view = createView(root, { ...options, ask: models.length ? answer : null });
   async function answer({ hidden, start, size }, position = {}) {
     const [number, { features }] = [++asked, data];
     try {
-      const captioner = await open();
+      const captioner = await models[view.index % models.length]();
       if (number !== asked) return; // someone asked for something else since then
       const settings = { hidden, beam: size };
       const captions = await (start.length ? captioner.continueFrom(features, start, settings) : captioner.caption(features, settings));
@@ -211,7 +211,7 @@ function clipView(root, read, open, options) {
     view.size = data.beams.length;
     const other = size && size !== data.beams.length;
     view.show(data, data, { word, beam: Math.min(beam, data.beams.length - 1), needs: data.needs });
-    if (open && (hidden.length || start.length || other)) {
+    if (models.length && (hidden.length || start.length || other)) {
       view.want({ hidden, start, size: size ?? data.beams.length });
       answer(view.wanted, { word, beam });
     }
@@ -221,11 +221,12 @@ function clipView(root, read, open, options) {
 
 /** The page: a chooser and a table over clips that are read (parsed) when they are opened, one of them or two side by side.
  *
- * `read(index)` gives what view.js draws from, with `features` where the page carries the model; `open()` then starts that model. */
-export function openPage(root, { titles, rows = null }, read, open = null) {
+ * `read(index)` gives what view.js draws from, with `features` where the page carries models; each of `models` starts one. */
+export function openPage(root, { titles, rows = null }, read, models = []) {
   const names = titles.map((title, i) => (titles.indexOf(title) === i ? title : `${title} (${i + 1})`)); // for the address
-  let model = null, second = null, writing = 0, table = null;
-  const start = open && (() => (model ??= open()));
+  let second = null, writing = 0, table = null;
+  const started = [];
+  const starts = models.map((open, i) => () => (started[i] ??= open())); // at the first question
   const [main, pair] = [make("div"), make("div", { className: "vc-pair" })];
   let leading = false; // two views have one word slider: whichever moves, the other follows
   const follow = (other) => {
@@ -242,7 +243,7 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
     act();
     leading = false;
   };
-  const view = clipView(main, read, start, { controls: true, moved: follow(() => second) });
+  const view = clipView(main, read, starts, { controls: true, moved: follow(() => second) });
   const select = (name, chosen, first = []) => make("select", { className: "vc-plain", ariaLabel: name }, ...first.map((textContent) => make("option", { value: -1, textContent })),
     ...titles.map((title, value) => make("option", { value, textContent: title, selected: value === chosen })));
   const [chooser, other] = [select("Clip", 0), select("Beside it", -1, ["–"])];
@@ -279,7 +280,7 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
     } else if (!second) {
       const place = make("div");
       pair.append(place);
-      second = clipView(place, read, start, { moved: follow(() => view) });
+      second = clipView(place, read, starts, { moved: follow(() => view) });
       addTools(second);
       second.part.help.hidden = true;
     }
@@ -304,6 +305,26 @@ export function openPage(root, { titles, rows = null }, read, open = null) {
   showGuide(view);
 }
 
+const UPLOAD_LIMIT = 10; // MB; Jupyter cuts the connection at messages of 10 MiB
+
+/** The widget's choice among the corpus' clips, and clips of one's own; `open(name, content)` asks the kernel for one. */
+function clipChooser(titles, open, say) {
+  const file = make("input", { type: "file", accept: "video/*,.avi,.mkv", hidden: true });
+  const upload = make("button", { className: "vc-plain vc-upload", textContent: "own clip …", onclick: () => file.click() });
+  file.addEventListener("change", async () => {
+    const [chosen] = file.files;
+    const size = chosen.size / 1e6;
+    if (size > UPLOAD_LIMIT) say(`${chosen.name}: ${size.toFixed(0)} MB, the limit is ${UPLOAD_LIMIT}; use show_file(path) in a cell`);
+    else open(chosen.name, await chosen.arrayBuffer());
+    file.value = ""; // so that the same file can be chosen again
+  });
+  const clips = make("select", { className: "vc-plain", ariaLabel: "Clip" }, ...titles.map((title) => make("option", { value: title, textContent: title })));
+  clips.addEventListener("change", () => open(clips.value));
+  const box = make("span", {}, ...(titles.length > 1 ? ["Clip ", clips, " "] : []), upload, file);
+  box.current = (title) => (clips.value = title); // no choice for a clip of one's own
+  return box;
+}
+
 /** The widget: its traits hold the same data; `word`, `beam` and `last` follow every step, for others to be linked to. */
 function render({ model, el }) {
   const [root, above] = [make("div"), make("div")];
@@ -318,9 +339,18 @@ function render({ model, el }) {
   const view = createView(root, { controls: model.get("controls"), ask: ({ hidden, start, size }) => save({ hide: hidden, start, size }), moved });
   addTools(view);
   view.part.help.addEventListener("click", () => showGuide(view, true));
+  const open = (name, content) => model.send({ open: name }, undefined, content && [content]);
+  let chooser;
+  const offer = () => {
+    chooser = clipChooser(model.get("titles"), open, view.say);
+    chooser.current(model.get("clip").title);
+    view.part.chooser.replaceChildren(chooser);
+    view.part.chooser.hidden = false;
+  };
   const draw = () => {
     if (!model.get("captions").beams) return; // no clip could be opened yet
     const [word, beam, hidden, start, size, needs] = get("word", "beam", "hide", "start", "size", "needs");
+    chooser.current(model.get("clip").title);
     view.show(model.get("clip"), model.get("captions"), { word, beam, hidden, start, size, needs });
     view.say(model.get("message"));
   };
@@ -330,7 +360,7 @@ function render({ model, el }) {
   };
   const list = () => {
     const rows = model.get("rows");
-    above.replaceChildren(...(rows.length ? [tableOf(rows, (i) => save({ opened: rows[i].title }))] : []));
+    above.replaceChildren(...(rows.length ? [tableOf(rows, (i) => open(rows[i].title))] : []));
   };
   const follow = {
     "change:clip": draw,
@@ -339,11 +369,13 @@ function render({ model, el }) {
     "change:hide": want,
     "change:start": want,
     "change:size": want,
+    "change:titles": offer,
     "change:rows": list,
     "change:message": () => view.say(model.get("message")),
     "change:word": () => model.get("captions").beams && model.get("word") !== view.word && view.choose(model.get("word")),
   };
   root.prepend(above);
+  offer();
   draw();
   list();
   view.say(model.get("message"));

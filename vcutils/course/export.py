@@ -17,6 +17,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from vcutils.course.pages import with_model
 from vcutils.runtime.files import write_text
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -44,6 +45,7 @@ math[display="block"] { margin: 1em 0; font-size: 1.15em; overflow-x: auto; over
 def export_html(paths: Sequence[Path], out: Path) -> list[Path]:
     """Write each notebook as one self-contained HTML file into the folder `out`, whole or not at all.
 
+    The explorer carries the model where notebook 05 has saved it so: runs/default beside `out`.
     Returns the files. Raises UserError when one cannot be written.
     """
     pages, exporter = [], OfflineExporter()
@@ -51,7 +53,7 @@ def export_html(paths: Sequence[Path], out: Path) -> list[Path]:
         resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
         html, _ = exporter.from_notebook_node(without_widgets(nbformat.read(path, as_version=4)), resources)
         pages.append(out / f"{path.stem}.html")
-        write_text(pages[-1], html)
+        write_text(pages[-1], with_model(html, out.parent / "runs/default/attention/explorer.html"))
     return pages
 
 

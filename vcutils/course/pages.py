@@ -1,6 +1,8 @@
 """A widget that also carries a page: alive in a notebook, and readable where no kernel runs."""
 
+import re
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from IPython.display import display
@@ -21,7 +23,22 @@ def with_page(widget: Any, html: str, height: int = 720) -> None:
 
 def frame(html: str, height: int) -> str:
     """A page inside a page: an iframe that holds the whole document `html` and has no rights beyond its own scripts."""
-    page = escape(html, quote=False).replace("'", "&#39;")  # in single quotes: JSON is full of double ones
+    page = _quoted(html)
     style = f"width:100%;height:{height}px;border:1px solid rgba(128,128,128,.4);border-radius:8px"
     opening = f"<iframe sandbox='allow-scripts' title='interactive page' style='{style}' srcdoc='{page}'>"
     return f"<p style='font-size:85%;opacity:.75'>{NOTE}</p>{opening}</iframe>"
+
+
+def with_model(html: str, saved: Path) -> str:
+    """An exported notebook in whose explorer frames can be hidden: the page that `save` wrote stands in its place.
+
+    The notebook itself carries a page without the model, to stay small. Unchanged where nothing was saved.
+    """
+    if not saved.is_file():
+        return html
+    page = _quoted(saved.read_text("utf-8"))
+    return re.sub("(?<= srcdoc=')[^']*&lt;title&gt;Attention explorer&lt;[^']*", lambda _: page, html)
+
+
+def _quoted(page: str) -> str:
+    return escape(page, quote=False).replace("'", "&#39;")  # in single quotes: JSON is full of double ones

@@ -7,6 +7,7 @@ NFS by path, object stores by URI (s3://…, gs://…) with the credentials and 
 """
 
 import json
+import logging
 import shutil
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: Extra
     is_done = compute.is_in(index["key"], keys)
     todo, parts = index.filter(compute.invert(is_done)), _Parts(f"{root}/parts", target)
     if len(todo):
-        ray.init(ignore_reinit_error=True, logging_level="WARNING", log_to_driver=False)
+        ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, log_to_driver=False)
         context = DataContext.get_current()
         context.enable_progress_bars = progress
         context.checkpoint_config = CheckpointConfig(
@@ -165,7 +166,7 @@ class _Index(Datasource):
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         about = partial(BlockMetadata, exec_stats=None, task_exec_stats=None)
         return [
-            ReadTask(lambda block=block: [block], about(num_rows=len(block), size_bytes=block.nbytes), block.schema)
+            ReadTask(partial(list, [block]), about(num_rows=len(block), size_bytes=block.nbytes), block.schema)
             for block in self.blocks
         ]
 

@@ -83,7 +83,8 @@ def clip_rows(
 
     with closing(features_of_clips(backbone, paths(), config)) as stream:
         for video_id, frames, features in stream:
-            clip, array, told = known.pop(video_id), None, {}
+            clip, array = known.pop(video_id), None
+            told: dict[str, Any]
             if isinstance(frames, VideoError):
                 told = {"error": str(frames)}
             elif not (finite := features.isfinite().all(dim=1)).all():

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vcutils.config import ModelConfig
 
@@ -27,6 +28,18 @@ def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
     """An array as a tensor on a device; the CPU goes on before a GPU has it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def lstm_of(lstm: nn.LSTM, frames: Tensor, lengths: Tensor) -> Tensor:
+    """What an LSTM makes of frames (B, T, C) of clips with lengths (B,) on the CPU; no padding reaches it.
+
+    As pack_padded_sequence and pad_packed_sequence do, which wait for a GPU to bring the clips into order and back.
+    """
+    by_length = lengths.argsort(descending=True, stable=True)  # the longest first
+    there, back = (sent(order.numpy(), frames.device) for order in (by_length, by_length.argsort()))
+    packed = pack_padded_sequence(frames.index_select(0, there), lengths[by_length], batch_first=True)
+    values, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=frames.shape[1])
+    return values.index_select(0, back)
 
 
 def check_frames(features: Tensor, frame_mask: Tensor, feature_dim: int, lengths: Tensor | None) -> None:
