@@ -8,10 +8,13 @@ import sys
 import numpy as np
 import pytest
 
+from vcutils import cli
 from vcutils.cli import main
-from vcutils.config import UserError
-from vcutils.runtime.arrow import INDEX, Parts, clip_record, pack, schema
-from vcutils.runtime.store import PARTS, FeatureStore
+from vcutils.config import Config, ExtractConfig, UserError
+from vcutils.corpora import indexed_corpus, load_corpus
+from vcutils.dataset import CaptionDataset, load_data, make_loader
+from vcutils.runtime.arrow import Parts, clip_record, corpus_state, pack, schema
+from vcutils.runtime.store import INDEX, PARTS, FeatureStore
 
 pa = pytest.importorskip("pyarrow", reason="needs vcutils[scale]")
 pytest.importorskip("datasets", reason="needs vcutils[scale]")
@@ -80,7 +83,7 @@ def test_parts_of_a_cluster_need_no_step_that_merges_them(folder):
     pack(folder)  # makes the index, no more
     assert sorted(path.name for path in (folder / PARTS).iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
     store = FeatureStore(folder)
-    assert [float(store[i].max()) for i in "abd"] == [2, 1, 1]
+    assert [float(store[i].max()) for i in ("a", "b", "d")] == [2, 1, 1]
     assert store.extracted == {"backbone": "x", "weights": "w", "num_frames": 2}
     assert store.manifest["a"] == {"id": "a", **row} and "c" not in store.manifest
     write_part(folder, "3", [clip_record({"id": "e", **row}, one)])  # newer than the index
@@ -138,6 +141,8 @@ def test_a_damaged_index_is_refused(folder, kind):
     damage(folder / INDEX, kind)
     with pytest.raises(UserError, match=r"index\.arrow: not a whole Arrow stream .* delete it, or pack .* again"):
         FeatureStore(folder)
+    pack(folder, progress=False)
+    assert "a" in FeatureStore(folder).ids
 
 
 @pytest.mark.parametrize("change", [{"T": 4}, {"D": 5}, {"T": 0}, {"dtype": "f8"}, {"features": b""}])
@@ -188,6 +193,66 @@ def test_features_that_were_brought_after_packing_are_not_overlooked(folder):
     np.save(folder / "new.npy", np.ones((1, 4)))
     with pytest.raises(UserError, match=r"new\.npy is not what was packed"):
         FeatureStore(folder)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A corpus with its own features, split and vocabulary; some captions and features stand alone."""
+    root, random = tmp_path / "mine", np.random.default_rng(0)
+    (root / "features" / "x").mkdir(parents=True)
+    ids = [f"clip{i}" for i in range(20)]
+    for i in ids[1:]:
+        np.save(root / "features" / "x" / f"{i}.npy", random.random((3, 4)).astype(np.float16))
+    lines = [f"{i} a {word} runs {i}" for i in ids[:-1] for word in ("cat", "dog", "кот")]
+    (root / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
+    (root / "splits.json").write_text(json.dumps({"train": ids[14:3:-1], "val": ids[:4], "test": ids[15:]}))
+    assert main(["vocab", str(root), "--data", str(tmp_path / "data")]) == 1  # clip0 has no features
+    return Config(corpus=root, data=tmp_path / "data", extract=ExtractConfig("x"))
+
+
+def batches(opened, config):
+    data = load_data(opened, config.artifacts, config.extract)
+    dataset = CaptionDataset(data, "train", 2, 24, seed=3, frame_dropout=0.2)
+    shown = []
+    for dataset.epoch in range(2):
+        shown += [(b.ids, b.features.tolist(), b.captions.tolist()) for b in make_loader(dataset, 4)]
+    return shown, {name: list(ids) for name, ids in data.splits.items()}, data.suited(config)
+
+
+def test_training_from_an_index_sees_the_same_batches(corpus, monkeypatch, capsys):
+    """And reads neither captions nor clips of the corpus."""
+    folder = corpus.corpus / "features" / "x"
+    expected, captions = batches(load_corpus(corpus), corpus), load_corpus(corpus).captions["clip5"]
+    assert indexed_corpus(corpus.corpus, corpus.artifacts, corpus.extract) is None
+    capsys.readouterr()
+    assert main(["pack", str(folder), "--corpus", str(corpus.corpus), "--data", str(corpus.data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == 19
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    monkeypatch.setattr("vcutils.corpora.load_corpus", lambda config: pytest.fail("the corpus was read"))
+    opened, config = cli._open(corpus.corpus, corpus.data, indexed=True)
+    assert batches(opened, config)[:2] == expected[:2] == batches(opened, corpus)[:2]
+    assert batches(opened, corpus)[2] == expected[2]
+    assert opened.captions["clip5"] == captions and "clip0" not in opened.captions
+
+
+def test_an_index_of_an_earlier_state_of_the_corpus_is_passed_over(corpus):
+    folder = corpus.corpus / "features" / "x"
+    assert main(["pack", str(folder), "--corpus", str(corpus.corpus), "--data", str(corpus.data)]) == 0
+    where = corpus.corpus, corpus.artifacts, corpus.extract
+    assert indexed_corpus(*where)
+    for path in (corpus.corpus / "captions.txt", corpus.artifacts / "splits.json", corpus.artifacts / "exclude.txt"):
+        before = path.read_bytes() if path.is_file() else None
+        path.write_bytes((before or b"") + b" ")
+        assert indexed_corpus(*where) is None
+        pack(folder, corpus=(load_corpus(corpus).captions, {}, corpus_state(corpus.corpus, corpus.artifacts)))
+        assert indexed_corpus(*where)
+
+
+def test_an_index_needs_a_split(corpus, capsys):
+    (corpus.artifacts / "splits.json").unlink()
+    args = ["pack", str(corpus.corpus / "features" / "x"), "--corpus", str(corpus.corpus), "--data", str(corpus.data)]
+    assert main(args) == 2 and "no split yet; run `python -m vcutils vocab" in capsys.readouterr().err
 
 
 def test_without_the_extra_only_parts_are_out_of_reach(folder, monkeypatch, capsys):

@@ -100,13 +100,25 @@ def extract(
     return _print(summary, as_json, failed=report.failed)
 
 
-def pack(features: FeaturesArg, as_json: JsonArg = False) -> int:
+def pack(
+    features: FeaturesArg,
+    corpus: Annotated[Path | None, arg(help="its captions and split go along, so that training holds them not")] = None,
+    data: DataArg = None,
+    as_json: JsonArg = False,
+) -> int:
     """Write a folder's features into Arrow files, read in their place: for tens of thousands of clips and more."""
-    from vcutils.runtime import arrow, store
+    from vcutils.corpus import read_splits
+    from vcutils.runtime import arrow
 
-    parts, clips = arrow.pack(features), len(store.FeatureStore(features).ids)
+    known = None
+    if corpus:
+        opened, config = _open(corpus, data)
+        if not (path := config.artifacts / "splits.json").is_file():
+            raise UserError(f"{path}: no split yet; run `python -m vcutils vocab {corpus}`")
+        known = opened.captions, read_splits(path), arrow.corpus_state(opened.root, config.artifacts)
+    parts = arrow.pack(features, corpus=known)
     size = sum(path.stat().st_size for path in parts.iterdir())
-    return _print({"parts": str(parts), "clips": clips, "bytes": size}, as_json)
+    return _print({"parts": str(parts), "clips": len(arrow.Parts(features).ids), "bytes": size}, as_json)
 
 
 def vocab(
@@ -141,7 +153,7 @@ def train(
     from vcutils.scores.coco import References
     from vcutils.train import Trainer
 
-    opened, config = _open(corpus, data, backbone)
+    opened, config = _open(corpus, data, backbone, indexed=True)
     config = replace(config, train=train, model=model)
     if not run or run != Path(run).name or run.startswith("."):
         raise UserError(f"--run {run!r}: a run's name is one plain folder name")
@@ -320,10 +332,13 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _open(
-    corpus: Path, data: Path | None, backbone: str | None = None, **changes: dict[str, Any]
+    corpus: Path, data: Path | None, backbone: str | None = None, indexed: bool = False, **changes: dict[str, Any]
 ) -> tuple[Any, Config]:
-    """A corpus that the user names, and the profile's settings with changes {section: {field: value}}; None is none."""
-    from vcutils.corpora import load_corpus
+    """A corpus that the user names, and the profile's settings with changes {section: {field: value}}; None is none.
+
+    `indexed` takes what `pack --corpus` wrote of it, where that is still true.
+    """
+    from vcutils.corpora import indexed_corpus, load_corpus
 
     config = replace(Config.from_env(), corpus=corpus.expanduser().resolve())
     if data:
@@ -333,7 +348,8 @@ def _open(
     for section, values in changes.items():
         given = {name: value for name, value in values.items() if value is not None}
         config = replace(config, **{section: replace(getattr(config, section), **given)})
-    return load_corpus(config), config
+    known = indexed_corpus(config.corpus_dir, config.artifacts, config.extract) if indexed else None
+    return known or load_corpus(config), config
 
 
 def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | None, data: str | None) -> tuple[str, Any]:

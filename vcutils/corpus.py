@@ -41,6 +41,7 @@ class Corpus:
     features: dict[str, Path] = field(default_factory=dict)  # name -> folder of <id>.npy
     problems: list[str] = field(default_factory=list)  # what was passed over, one line each
     excluded: list[str] = field(default_factory=list)  # usable, but left out by the user's list
+    indexed: Splits | None = None  # the split in use, where all of this is from `pack --corpus`
 
     @property
     def name(self) -> str:
@@ -50,10 +51,8 @@ class Corpus:
     @property
     def usable(self) -> list[str]:
         """Ids that have captions and a clip (or features in place of one), sorted."""
-        visible = set(self.clips)
-        for folder in self.features.values():
-            visible.update(p.stem for p in folder.glob("*.npy"))
-        return sorted(visible & set(self.captions))
+        own = (p.stem for folder in self.features.values() for p in folder.glob("*.npy"))
+        return sorted({*self.clips, *own}.intersection(self.captions))
 
 
 def open_corpus(

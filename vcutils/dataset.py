@@ -37,9 +37,9 @@ class CaptionData:
     vocabulary: Vocabulary
 
     def suited(self, config: Config) -> Config:
-        """The settings with None filled in for this corpus' size (`config.suited`)."""
+        """The settings with None filled in for this corpus' size (`config.suited`), up to 30,000."""
         train = self.splits["train"]
-        return suited(config, len(train), sum(len(self.captions[i]) for i in train))
+        return suited(config, len(train), sum(len(self.captions[i]) for i in train[:30_001]))
 
 
 def load_data(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> CaptionData:
@@ -52,9 +52,9 @@ def load_data(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> Captio
         hint = "run notebook 02 or `python -m vcutils vocab CORPUS`"
         raise UserError(f"{artifacts / 'splits.json'}: no split yet; {hint}")
     store = FeatureStore(feature_folder(corpus, artifacts, extract))
-    splits = read_splits(artifacts / "splits.json")
+    splits = corpus.indexed or read_splits(artifacts / "splits.json")
     for name, ids in splits.items():
-        splits[name] = [i for i in ids if i in store.ids and i in corpus.captions]
+        splits[name] = store.usable(ids, corpus.captions)
         if not splits[name]:
             reason = f"no features for any {name} clip of {artifacts / 'splits.json'}"
             raise UserError(f"{store.folder}: {reason}; extract them, or make the split again")
@@ -80,7 +80,7 @@ class CaptionDataset(Dataset):
         frame_dropout: float = 0.0,
         shuffle_features: bool = False,
     ) -> None:
-        self.data, self.ids = data, list(data.splits[split])
+        self.data, self.ids = data, data.splits[split]
         self.captions_per_clip, self.max_length = captions_per_clip, max_length
         self.seed, self.epoch, self.frame_dropout = seed, 0, frame_dropout
         self.sources = derange(self.ids, seed) if shuffle_features else self.ids

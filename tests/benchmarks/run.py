@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-STAGES = ("startup", "extraction", "training", "learning", "decoding", "growth")
+STAGES = ("startup", "extraction", "training", "learning", "decoding", "store")
 RESULTS = HERE / "results.json"
 
 

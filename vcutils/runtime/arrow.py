@@ -8,6 +8,7 @@ captions and splits. All of this needs `vcutils[scale]`; nothing here is importe
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from importlib import import_module
 from itertools import chain, count
@@ -20,9 +21,8 @@ from tqdm.auto import tqdm
 from vcutils.runtime.files import holding, reading, replacing, writing
 from vcutils.runtime.machine import is_quiet
 from vcutils.runtime.settings import UserError
-from vcutils.runtime.store import PARTS, FeatureStore, file_ids, manifest_digest, one_kind
+from vcutils.runtime.store import INDEX, PARTS, FeatureStore, file_ids, manifest_digest, one_kind
 
-INDEX = "index.arrow"  # beside parts/
 PART_BYTES = 2**28  # of features in a file that `pack` writes
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
@@ -50,9 +50,10 @@ def clip_record(row: Mapping[str, Any], features: np.ndarray | None) -> dict[str
     return record | {"features": features.astype(f"<{dtype}").tobytes(), "dtype": dtype, "T": frames, "D": size}
 
 
-def pack(folder: Path, progress: bool = True) -> Path:
+def pack(folder: Path, progress: bool = True, corpus: tuple[Mapping, Mapping, Mapping] | None = None) -> Path:
     """Write the features of a folder's files into parts/, which is read in their place; index them, or parts alone.
 
+    `corpus` (captions, splits, `corpus_state`) goes into the index, so that training need not read it.
     Raises UserError for unusable features, for parts that did not come from these files, and without `vcutils[scale]`.
     """
     folder, columns = Path(folder), schema()
@@ -75,8 +76,18 @@ def pack(folder: Path, progress: bool = True) -> Path:
                 temporary.rename(parts)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        Parts(folder).save()
+        (folder / INDEX).unlink(missing_ok=True)
+        opened = Parts(folder)
+        if corpus:
+            opened.join(*corpus)
+        _save(folder / INDEX, opened.index.replace_schema_metadata({"about": json.dumps(opened.about)}))
     return parts
+
+
+def corpus_state(root: Path, artifacts: Path) -> dict[str, list[int]]:
+    """Size and time of change of the files that captions and splits come from."""
+    files = [*sorted(root.iterdir()), artifacts / "splits.json", artifacts / "exclude.txt"]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
 
 
 def _write(folder: Path, records: Iterable[Mapping[str, Any]], columns: Any) -> None:
@@ -96,8 +107,9 @@ def _write(folder: Path, records: Iterable[Mapping[str, Any]], columns: Any) -> 
 
 def _save(path: Path, table: Any) -> None:
     pa = _needs("pyarrow")
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
-        out.write_table(table)
+    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as out:
+            out.write_table(table)
 
 
 class Ids(Sequence[str]):
@@ -128,10 +140,10 @@ class Ids(Sequence[str]):
 
 
 class ByIds(Mapping[str, Any]):
-    """A mapping over the ids of an index whose values `read(id)` are read as they are asked for."""
+    """A mapping over the ids of an index whose values are read as they are asked for."""
 
-    def __init__(self, parts: "Parts", read: Callable[[str], Any]) -> None:
-        self._ids, self._read = parts.ids, read
+    def __init__(self, ids: Ids, read: Callable[[str], Any]) -> None:
+        self._ids, self._read = ids, read
 
     def __getitem__(self, video_id: str) -> Any:
         if video_id not in self._ids:
@@ -155,7 +167,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         concat_tables = _needs("datasets.table").concat_tables
         self.folder = folder
-        files = {path.name: path.stat() for path in sorted((folder / PARTS).glob("*.arrow"))}
+        files = {path.name: path.stat() for path in sorted((folder / PARTS).glob("[!.]*.arrow"))}
         state = {name: [file.st_size, file.st_mtime_ns] for name, file in files.items()}
         tables = [_mapped(folder / PARTS / name, f"delete it, or pack {folder} again") for name in files]
         if not tables:
@@ -167,10 +179,11 @@ class Parts:
         self.index: Any = None
         if (folder / INDEX).is_file():
             self.index = _mapped(folder / INDEX, f"delete it, or pack {folder} again").table
-            self.about = json.loads(self.index.schema.metadata[b"about"])
+            with self._reading():
+                self.about = json.loads(self.index.schema.metadata[b"about"])
         if self.index is None or self.about["parts"] != state:
             digests = {(table.schema.metadata or {}).get(b"manifest", b"").decode() for table in tables}
-            self.about = {"parts": state, "manifest": max(digests), "splits": {}}
+            self.about = {"parts": state, "manifest": max(digests), "corpus": None}
             self._make_index()
         columns = ("row", "hash", "hashed")
         self._rows, self._hashes, self._hashed = (self.column(name).to_numpy() for name in columns)
@@ -194,13 +207,19 @@ class Parts:
             i += 1
         return -1
 
-    def _record(self, video_id: str) -> Any:
-        return self.table.fast_slice(int(self._rows[self.position(video_id)]), 1)
+    def _reading(self) -> AbstractContextManager:
+        return reading(self.folder / INDEX, "not an index of these parts", f"delete it, or pack {self.folder} again")
 
-    @property
-    def rows(self) -> Mapping[str, dict[str, Any]]:
-        """Manifest rows by id, read as they are asked for."""
-        return ByIds(self, self.row)
+    def _record(self, video_id: str) -> Any:
+        with self._reading():
+            record = self.table.fast_slice(int(self._rows[self.position(video_id)]), 1)
+            if record.column("id")[0].as_py() != video_id:
+                raise ValueError(f"{video_id} is elsewhere")
+        return record
+
+    def each(self, read: Callable[[str], Any]) -> ByIds:
+        """`read(id)` of the ids."""
+        return ByIds(self.ids, read)
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Features (T, D) of one clip that is among the ids: a copy, which outlives the file."""
@@ -216,6 +235,7 @@ class Parts:
         """Find the clips with features; of two rows of one id the first counts. Raises UserError for unusable rows."""
         pa, pc = _needs("pyarrow"), _needs("pyarrow.compute")
         with reading(self.folder / PARTS, "not a whole dataset", f"extract or pack {self.folder} again"):
+            self.table.table.validate(full=True)
             table = self.table.table.select(["id", "features", "dtype", "T", "D"])
             rows = np.flatnonzero(table["features"].is_valid().to_numpy())
             ids = table["id"].take(pa.array(rows)).cast(pa.large_string()).combine_chunks()
@@ -239,16 +259,37 @@ class Parts:
         self.about |= {"dim": int(sizes[0]), "extracted": one_kind(kinds, self.folder)}
         self._set_index(ids, rows)
 
-    def _set_index(self, ids: Any, rows: np.ndarray) -> None:
-        pa = _needs("pyarrow")
+    def _set_index(self, ids: Any, rows: np.ndarray, **more: Any) -> None:
+        """Index rows in this order, with a table of hashes by which an id is found."""
         hashes = np.fromiter(map(_hash, ids.to_pylist()), np.uint64, len(ids))
         order = hashes.argsort()
-        self.index = pa.table({"id": ids, "row": rows, "hash": hashes[order], "hashed": order})
+        self.index = _needs("pyarrow").table({"id": ids, "row": rows, "hash": hashes[order], "hashed": order, **more})
 
-    def save(self) -> None:
-        """Write the index beside the parts. Raises UserError when it cannot be written."""
-        with replacing(self.folder / INDEX) as temporary:
-            _save(temporary, self.index.replace_schema_metadata({"about": json.dumps(self.about)}))
+    def join(
+        self, captions: Mapping[str, Sequence[str]], splits: Mapping[str, Sequence[str]], state: Mapping[str, Any]
+    ) -> None:
+        """Add a corpus' captions to the index, and put it into the order of the splits; clips of none come last."""
+        pa, self.about["splits"], self.about["corpus"] = _needs("pyarrow"), {}, state
+        listed: list[str] = []
+        for name, ids in splits.items():
+            start = len(listed)
+            listed += [i for i in ids if i in self.ids and i in captions]
+            self.about["splits"][name] = [start, len(listed)]
+        known = set(listed)
+        listed += [i for i in self.ids if i not in known]
+        rows = self._rows[[self.position(i) for i in listed]]
+        texts = pa.array([captions.get(i, ()) for i in listed], pa.large_list(pa.large_string()))
+        self._set_index(pa.array(listed, pa.large_string()), rows, captions=texts)
+
+    @property
+    def captions(self) -> Mapping[str, list[str]]:
+        """Captions by id, read as they are asked for; only of an index with a corpus."""
+        return self.each(lambda video_id: self.column("captions")[self.position(video_id)].as_py())
+
+    @property
+    def splits(self) -> dict[str, Ids]:
+        """Ids of each split; only of an index with a corpus."""
+        return {name: Ids(self, start, stop) for name, (start, stop) in self.about["splits"].items()}
 
 
 def _mapped(path: Path, advice: str) -> Any:

@@ -27,11 +27,11 @@ class Objective:
         self.settings, self.vocabulary = settings, data.vocabulary
         self.autocast, self.device = accelerator.autocast, accelerator.device
         self.pad, self.start = (data.vocabulary.index[name] for name in ("<pad>", "<start>"))
-        captions = {i: data.captions[i] for i in data.splits["train"]}
         if settings.scst_epochs and settings.captions_per_clip < 2:
             raise UserError("scst_epochs: needs captions_per_clip of 2 or more, which are each other's baseline")
         self.matching = settings.matching if config.model.attention == "matched" else 0.0
-        if settings.scst_epochs or settings.caption_weights:
+        if settings.scst_epochs or settings.caption_weights:  # they alone need all captions in memory
+            captions = {i: data.captions[i] for i in data.splits["train"]}
             self.references = references(captions)
         if settings.caption_weights:
             encode = partial(data.vocabulary.encode, max_length=settings.max_length)

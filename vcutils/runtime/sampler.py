@@ -22,11 +22,11 @@ class ClipOrder:
         return math.ceil(len(self.dataset) / self.size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.dataset.seed, self.dataset.epoch)).permutation(len(self.dataset)).tolist()
+        order = np.random.default_rng((self.dataset.seed, self.dataset.epoch)).permutation(len(self.dataset))
         for first in range(self.done, len(order), self.size):
             share = self.share(first)
             # Where a last batch has fewer clips than there are processes, one of them is shown and does not count.
-            yield order[share.start : share.stop] or order[first : first + 1]
+            yield order[share.start : share.stop].tolist() or order[first : first + 1].tolist()
 
     def share(self, first: int) -> range:
         """Where this process' clips stand in the epoch, of the batch that begins there."""

@@ -17,7 +17,7 @@ from vcutils.runtime.files import reading, write_text, writing
 from vcutils.runtime.settings import UserError
 
 MANIFEST = "manifest.jsonl"
-PARTS = "parts"
+PARTS, INDEX = "parts", "index.arrow"
 CACHE_BYTES = 2**30  # of features kept in memory once read; what goes beyond is read again
 
 
@@ -90,7 +90,11 @@ class FeatureStore:
     @cached_property
     def manifest(self) -> Mapping[str, dict[str, Any]]:
         """What was extracted, rows by id; empty for features that a corpus brought. Raises UserError when broken."""
-        return read_manifest(self.folder) or (self._parts.rows if self._parts else {})
+        return read_manifest(self.folder) or (self._parts.each(self._parts.row) if self._parts else {})
+
+    def usable(self, ids: list[str], captions: Mapping[str, Any]) -> list[str]:
+        """Those of the ids that have features and captions; an index' ids have them, and are no list."""
+        return [i for i in ids if i in self.ids and i in captions] if isinstance(ids, list) else ids
 
     def _open_parts(self) -> None:
         from vcutils.runtime.arrow import Parts  # slow to import
