@@ -42,9 +42,9 @@ class TrainingModel(nn.Module):
         matches, ready, query = None, [], None
         if decoder.is_matched:  # what was said does not depend on the state: all steps' weights at once
             said = decoder.dropout(decoder.attention.said(inputs)).cumsum(dim=2).flatten(0, 2)[positions]  # (n, A)
-            matches = said.new_full((len(said), memory.mask.numel()), float("-inf"))
-            frames = memory.mask.flatten().nonzero().flatten()
-            matches = matches.index_copy(1, frames, said @ memory.keys[memory.mask].T)
+            products = said @ memory.keys[memory.mask].T  # under autocast in half precision, which said is not
+            matches = products.new_full((len(said), memory.mask.numel()), float("-inf"))
+            matches = matches.index_copy(1, memory.mask.flatten().nonzero().flatten(), products)
             matches = matches.unflatten(1, memory.mask.shape)  # (n, B, T)
             clips = positions // (count * length)
             own = matches[torch.arange(len(clips), device=clips.device), clips]
