@@ -6,6 +6,7 @@ import json
 import on_gpu
 import pytest
 import report
+from full_size import SHARED
 
 from vcutils.corpora import open_corpus
 from vcutils.runtime.record import Record
@@ -14,10 +15,10 @@ COSINE, DIFFERENCE = 0.999, 0.02  # of a frame's features in half precision and 
 LOSS, CIDER = 0.03, 0.1  # how far validation loss (relative) and CIDEr may be from float32's
 
 
-def test_extraction(device, size, rendered, request, note):
+def test_extraction(device, size, rendered, note):
     corpora = {"rendered clips": rendered}
     if device.type == "cuda":
-        folder = request.config.rootpath.parent / "shared" / "corpora" / "msvd-mini"
+        folder = SHARED / "msvd-mini"
         corpora |= {"MSVD clips": open_corpus(folder)} if folder.is_dir() else {}
     rows = on_gpu.extraction_rates(device, size, corpora)
     rows.append(on_gpu.whole_extraction(device, rendered))
