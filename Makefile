@@ -9,6 +9,7 @@
 # make slides      slides for the six sessions of docs/lecturers.md: data/slides/index.html
 # make audit       known vulnerabilities of what is installed (needs the network)
 # make bench       measured ratios against plain loops
+# make gpu         what only a GPU shows, measured within 8 minutes on one card, into docs/performance.md; skipped without one
 # make captioner   maintainers: renew vcutils/captioner/ (docs/results.md): make captioner RUN=<run> CLIPS=<corpus>
 # make outputs     maintainers: renew the committed outputs from the .py twins, on the sample profile; notebook 04 shows
 #                  the ablations only where `python -m vcutils ablate data/corpora/sample --seeds 2` ran before
@@ -34,7 +35,7 @@ export PYTHONUTF8 := 1
 LOWEST := torch torchvision numpy timm accelerate safetensors filelock nltk anywidget tqdm tyro jupyterlab jupytext nbconvert latex2mathml \
   nbval pycocoevalcap codespell
 
-.PHONY: setup notebooks test matrix lint lowest site slides audit bench lab captioner outputs clean
+.PHONY: setup notebooks test matrix lint lowest site slides audit bench gpu lab captioner outputs clean
 
 setup: $(READY)
 
@@ -98,6 +99,9 @@ audit: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py
+
+gpu: $(READY)
+	$(BIN)/python -m pytest tests/gpu -k cuda
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

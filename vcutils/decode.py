@@ -44,7 +44,7 @@ class Hypothesis:
 @torch.no_grad()
 def greedy_search(model: CaptionModel, features: Tensor, max_length: int) -> list[int]:
     """The word ids of a clip (T, D), the likeliest word each time, until <end>."""
-    memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
+    memory = model.encode(features[None], features.new_ones(1, len(features), dtype=torch.bool))
     words: list[int] = []
     state, word = model.decoder.start(memory, 1), START
     while len(words) < max_length:
@@ -65,7 +65,7 @@ def beam_search(
     After each word only the `beam_size` likeliest beginnings go on. Ended captions are ranked by
     log-probability / length ** penalty, since every further word makes a caption less likely.
     """
-    memory = model.encode(features[None], torch.ones(1, len(features), dtype=torch.bool))
+    memory = model.encode(features[None], features.new_ones(1, len(features), dtype=torch.bool))
     # Beginnings of captions: (log-probability, words so far, state of the decoder).
     alive: list[tuple] = [(0.0, [START], model.decoder.start(memory, 1))]
     ended: list[tuple] = []  # (score, words)
@@ -89,7 +89,8 @@ def beam_search(
 
 def _next_word(decoder: Decoder, memory: Memory, state: State, word: int) -> tuple[Tensor, State]:
     """Log-probabilities (V,) of the word after `word`, and the decoder's new state."""
-    state, logits, _ = decoder.step(torch.tensor([[word]]), state, memory)
+    words = torch.tensor([[word]], device=memory.mask.device)  # (1, 1)
+    state, logits, _ = decoder.step(words, state, memory)
     log_probs = logits[0, 0].log_softmax(dim=-1)  # (V,)
     # A caption has at least one word: <end> cannot follow <start>.
     log_probs[[*NEVER, END] if word == START else NEVER] = float("-inf")

@@ -4,6 +4,7 @@ import numpy as np
 import plain
 import torch
 from measure import Row, in_turns, seconds
+from torch import Tensor
 
 from vcutils.config import DecodeConfig, ModelConfig
 from vcutils.dataset import pad_frames
@@ -14,6 +15,15 @@ from vcutils.vocab import SPECIALS, Vocabulary
 CLIPS, LENGTH = 64, 12
 
 
+def clips(
+    sizes: ModelConfig, words: int, frames: int, dim: int, count: int = CLIPS
+) -> tuple[CaptionModel, Tensor, Tensor]:
+    """An untrained model, features (B, T, D) of so many clips, their mask (B, T)."""
+    random = np.random.default_rng(0)
+    arrays = [random.random((frames, dim), dtype=np.float32) for _ in range(count)]
+    return CaptionModel(sizes, words, dim).eval(), *pad_frames(arrays)
+
+
 def measure() -> list[Row]:
     """The original sizes; untrained models, so that most captions are as long as is allowed."""
     torch.manual_seed(0)
@@ -22,9 +32,7 @@ def measure() -> list[Row]:
     sizes = ModelConfig(embed_dim=512, encoder_dim=512, decoder_dim=512, attention_dim=512)
 
     def row(beam: int, frames: int, dim: int, goal: str) -> Row:
-        model = CaptionModel(sizes, len(words), dim).eval()
-        random = np.random.default_rng(0)
-        features, mask = pad_frames([random.random((frames, dim), dtype=np.float32) for _ in range(CLIPS)])
+        model, features, mask = clips(sizes, len(words), frames, dim)
         config = DecodeConfig(beam_size=beam, max_length=LENGTH)
 
         def ours() -> float:

@@ -64,7 +64,7 @@ def network_sides(load: Callable[[], Backbone], corpus: Corpus, cores: int, repe
     with mock.patch.object(backbones, "_fold_norms", lambda model, _: model):  # as the network is published
         plain_backbone = load()
     plain_backbone.model.to(memory_format=torch.contiguous_format)
-    config = ExtractConfig(backbone.name, FRAMES)
+    config = ExtractConfig(backbone.name, num_frames=FRAMES)
     pictures = np.stack([i for p in corpus.clips.values() for i in sample_frames(p, FRAMES, backbone.resize).images])
 
     def ours() -> float:

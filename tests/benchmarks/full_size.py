@@ -35,26 +35,26 @@ FRAMES, DIM = 40, 2048
 LIMIT_GIB = 24
 
 
-def word_direction(word: str) -> np.ndarray:
+def word_direction(word: str, dim: int) -> np.ndarray:
     """(D,) of unit length, the same for a word in every run."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-    direction = np.random.default_rng(seed).standard_normal(DIM, dtype=np.float32)
+    direction = np.random.default_rng(seed).standard_normal(dim, dtype=np.float32)
     return direction / np.linalg.norm(direction)
 
 
-def make_features(captions: dict[str, list[str]], folder: Path) -> None:
+def make_features(captions: dict[str, list[str]], folder: Path, frames: int = FRAMES, dim: int = DIM) -> None:
     """A file of (T, D) float16 per clip: the directions of its captions' words, rare ones more, and noise per frame."""
     counts = {i: Counter(word for text in texts for word in set(text.split())) for i, texts in captions.items()}
     clips_with = Counter(word for words in counts.values() for word in words)
-    directions = {word: word_direction(word) for word, clips in clips_with.items() if clips > 1}
+    directions = {word: word_direction(word, dim) for word, clips in clips_with.items() if clips > 1}
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for video_id, words in counts.items():
         known = [word for word in words if word in directions]
         weights = np.array([words[w] * np.log(len(captions) / clips_with[w]) for w in known], np.float32)
         signal = weights @ np.stack([directions[w] for w in known])
-        signal *= np.sqrt(DIM) / np.linalg.norm(signal)  # as strong as the noise
-        noise = generator.standard_normal((FRAMES, DIM), dtype=np.float32)
+        signal *= np.sqrt(dim) / np.linalg.norm(signal)  # as strong as the noise
+        noise = generator.standard_normal((frames, dim), dtype=np.float32)
         np.save(folder / f"{video_id}.npy", np.maximum(0, signal + noise).astype(np.float16))  # pooled: no negatives
 
 

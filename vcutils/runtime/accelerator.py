@@ -40,7 +40,7 @@ def fitting_batch(accelerator: Accelerator, new_model: Callable, data: Any, sett
         words = torch.full((size, settings.captions_per_clip, settings.max_length + 1), unknown, device=device)
         mask = torch.ones(size, len(features), dtype=torch.bool, device=device)
         with accelerator.autocast():
-            logits, _ = network(features.expand(size, -1, -1), mask, words)
+            logits, *_ = network(features.expand(size, -1, -1), mask, words)
             loss = logits.float().log_softmax(dim=-1).mean()
         loss.backward()
 
