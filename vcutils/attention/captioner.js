@@ -105,34 +105,68 @@ function engine(content) {
     return frames;
   };
 
-  /** The memory of a clip of which the model is shown these frames (in time), and the decoder's state before the first word. */
-  function encode(clip, visible) {
+  /** Which of the visible frames the model reads, and in which order. */
+  function framesOf(visible) {
     let used = visible.map((_, position) => position);
     if (config.max_frames !== null) { // the middle frames of equal parts
       const parts = Math.min(used.length, config.max_frames);
       used = Array.from({ length: parts }, (_, part) => Math.floor(((2 * part + 1) * visible.length) / (2 * parts)));
     }
     const frames = used.map((position) => visible[position]);
-    const reading = frames.map((_, i) => i);
-    if (config.frame_order === "shuffled") reading.sort((a, b) => ranks[used[a]] - ranks[used[b]]);
-    const values = new Float32Array(frames.length * C);
-    frames.forEach((frame, i) => values.set(clip.own.subarray(frame * C, (frame + 1) * C), i * C));
-    clip.directions.forEach((direction, d) => {
-      const size = config.encoder_dim;
-      let [h, c] = [new Float32Array(size), new Float32Array(size)];
-      for (const i of d ? [...reading].reverse() : reading) {
-        const gates = multiply(h, weight[`encoder.lstm.weight_hh_l0${direction}`], weight[`encoder.lstm.bias_hh_l0${direction}`]);
-        for (let j = 0, at = frames[i] * 4 * size; j < gates.length; j++, at++) gates[j] += clip.gates[d][at];
-        h = cell(gates, c, size);
-        for (let j = 0, at = i * C + d * size; j < size; j++, at++) values[at] += h[j];
-      }
-    });
-    const mean = new Float32Array(C);
-    values.forEach((value, i) => (mean[i % C] += value / frames.length));
-    const keys = clip.keys ? frames.flatMap((frame) => [...clip.keys.subarray(frame * A, (frame + 1) * A)]) : linear("decoder.attention.keys", values);
-    const [h, c] = ["h", "c"].map((part) => linear(`decoder.init_${part}`, mean).map(Math.tanh));
-    return { T: clip.T, frames, values, keys, h, c, said: new Float32Array(isMatched ? A : 0) };
+    const order = frames.map((_, i) => i);
+    if (config.frame_order === "shuffled") order.sort((a, b) => ranks[used[a]] - ranks[used[b]]);
+    return { frames, order };
   }
+
+  /** An LSTM's states (size) behind every frame of several lists of frames, read in step: lists that begin alike share their rows. */
+  function read(clip, d, lists) {
+    const [direction, size] = [clip.directions[d], config.encoder_dim];
+    const states = lists.map(() => []);
+    let [h, c, rows] = [new Float32Array(size), new Float32Array(size), lists.map(() => 0)];
+    for (let i = 0; lists.some((frames) => i < frames.length); i++) {
+      const [numbered, reads] = [new Map(), []];
+      rows = lists.map((frames, n) => {
+        if (i >= frames.length) return -1;
+        const key = rows[n] * clip.T + frames[i];
+        if (!numbered.has(key)) numbered.set(key, reads.push({ k: rows[n], frame: frames[i] }) - 1);
+        return numbered.get(key);
+      });
+      const gates = multiply(pick(h, reads, size), weight[`encoder.lstm.weight_hh_l0${direction}`], weight[`encoder.lstm.bias_hh_l0${direction}`]);
+      reads.forEach(({ frame }, r) => {
+        for (let j = 0, to = r * 4 * size, at = frame * 4 * size; j < 4 * size; j++, to++, at++) gates[to] += clip.gates[d][at];
+      });
+      c = pick(c, reads, size);
+      h = cell(gates, c, size);
+      rows.forEach((row, n) => row >= 0 && states[n].push(h.subarray(row * size, (row + 1) * size)));
+    }
+    return states;
+  }
+
+  /** The memories of a clip of which the model is shown these frames (in time) or those, each with the decoder's state before the first word. */
+  function encodeAll(clip, shown) {
+    const parts = shown.map(framesOf);
+    const memories = parts.map(({ frames }) => {
+      const values = new Float32Array(frames.length * C);
+      frames.forEach((frame, i) => values.set(clip.own.subarray(frame * C, (frame + 1) * C), i * C));
+      return { T: clip.T, frames, values };
+    });
+    clip.directions.forEach((_, d) => {
+      const orders = parts.map(({ order }) => (d ? [...order].reverse() : order));
+      const states = read(clip, d, orders.map((order, n) => order.map((i) => parts[n].frames[i])));
+      states.forEach((rows, n) => rows.forEach((h, at) => {
+        const to = orders[n][at] * C + d * config.encoder_dim;
+        for (let j = 0; j < h.length; j++) memories[n].values[to + j] += h[j];
+      }));
+    });
+    return memories.map(({ T, frames, values }) => {
+      const mean = new Float32Array(C);
+      values.forEach((value, i) => (mean[i % C] += value / frames.length));
+      const keys = clip.keys ? Float32Array.from(frames.flatMap((frame) => [...clip.keys.subarray(frame * A, (frame + 1) * A)])) : linear("decoder.attention.keys", values);
+      const [h, c] = ["h", "c"].map((part) => linear(`decoder.init_${part}`, mean).map(Math.tanh));
+      return { T, frames, values, keys, h, c, said: new Float32Array(isMatched ? A : 0) };
+    });
+  }
+  const encode = (clip, visible) => encodeAll(clip, [visible])[0];
 
   /** Attention weights over a memory's frames for row `r` of queries (n, A). */
   function weigh(queries, r, { keys, frames }) {
@@ -283,7 +317,7 @@ function engine(content) {
       throw new Error(`A clip of ${visible.length} visible frames cannot do without ${window} of them.`);
     }
     const back = Math.floor((window - 1) / 2);
-    return visible.map((_, t) => encode(clip, visible.filter((_, i) => i < t - back || i >= t - back + window)));
+    return encodeAll(clip, visible.map((_, t) => visible.filter((_, i) => i < t - back || i >= t - back + window)));
   }
 
   /** For every word of `ids` the likeliest in its place, and what the frames are worth to the word and to those, once for each
