@@ -29,7 +29,8 @@ def parts() -> dict[str, list[str]]:
 def commands() -> dict[str, list[list[str]]]:
     """What each job runs, one command after the other, in the order in which jobs begin."""
     pytest = [sys.executable, "-m", "pytest"]
-    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "notebooks"]
+    patience = ["--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=300"]
+    nbval = ["--nbval-lax", "--nbval-current-env", *patience, "-p", "no:cacheprovider", "notebooks"]
     solutions = [sys.executable, "-m", "vcutils", "course", "solutions", "--out", "{scratch}/solutions"]
     return {
         **{name: [[*pytest, *paths]] for name, paths in parts().items()},

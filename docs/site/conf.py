@@ -1,4 +1,4 @@
-"""Sphinx' settings for the site. `build.py` beside this file lays out the pages and calls Sphinx."""
+"""Sphinx' settings for the site. `make_site.py` beside this file lays out the pages and calls Sphinx."""
 
 import re
 import sys
@@ -20,6 +20,7 @@ html_static_path, html_css_files = [str(Path(__file__).parent / "static")], ["si
 html_math_renderer = "mathml"
 autodoc_member_order, autodoc_preserve_defaults = "bysource", True
 python_maximum_signature_line_length = 100
+highlight_language = "text"  # a block is not Python unless it says so; cells do
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they come from other hosts
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget is shown by its HTML form

@@ -135,7 +135,9 @@ def execute(path: Path, env: dict[str, str], out: Path) -> None:
     """
     notebook = jupytext.read(path)
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, timeout=600, resources=where, extra_arguments=["--log-level=ERROR"])
+    client = NotebookClient(
+        notebook, timeout=600, startup_timeout=600, resources=where, extra_arguments=["--log-level=ERROR"]
+    )
     error = ""
     try:
         client.execute(env=env)

@@ -21,6 +21,7 @@ from vcutils.runtime.files import write_text
 SOURCES = PROJECT_ROOT / "notebooks" / "exercises"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 CODE_STUB = ("# YOUR CODE HERE", "raise NotImplementedError")
+PATIENCE = 600  # seconds for a kernel to start: on a machine that a class shares, a minute is not enough
 TEXT_STUB = ("*YOUR ANSWER HERE*",)
 
 
@@ -67,8 +68,9 @@ def solutions(out: Path) -> list[Path]:
     """
     paths, quiet = [], {**os.environ, "TQDM_DISABLE": "1"}
     for stem, notebook in sources().items():
+        options: dict[str, Any] = {"timeout": None, "startup_timeout": PATIENCE, "record_timing": False}
         folder = {"metadata": {"path": str(SOURCES)}}
-        client = NotebookClient(notebook, timeout=None, resources=folder, store_widget_state=False, record_timing=False)
+        client = NotebookClient(notebook, resources=folder, store_widget_state=False, **options)
         try:
             client.execute(env=quiet)
         except CellExecutionError as error:
