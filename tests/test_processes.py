@@ -131,6 +131,7 @@ def two_processes(path, *command):
 
 def environment():
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("VCUTILS_", "ACCELERATE_", "PET_"))}
+    mine |= dict(re.findall(r"^export (\w+)=(\S+)$", (ROOT / "docs" / "cluster.md").read_text("utf-8"), re.M))
     mine |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
     return mine
 
