@@ -101,7 +101,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/run.py
 
 gpu: $(READY)
-	$(BIN)/python -m pytest tests/gpu -k cuda
+	$(BIN)/python -m pytest tests/gpu -k "cuda and not cpu"
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -10,8 +10,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results.json"
 BEGIN, END = "<!-- gpu table: written by make gpu -->", "<!-- end of gpu table -->"
 NOT_MEASURED = (
-    "**Not measured**: no GPU could be had for this work. `make gpu` measures all of it within 8 minutes on one card\n"
-    "and puts the table here. What a GPU is said to do elsewhere in this project is an estimate."
+    "**Not measured**: no GPU could be had for this work, so `make gpu` itself never ran on one. What a GPU is\n"
+    "said to do elsewhere in this project is an estimate."
 )
 
 

@@ -20,6 +20,10 @@ from vcutils.runtime.fast import TrainingModel, mean_loss
 from vcutils.runtime.objective import Objective
 from vcutils.scores.coco import References
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or not hasattr(torch._C, "_ensureCUDADeviceGuardSet"),
+    reason="a real card is here (test_gpu.py), or torch is too old to do without one",
+)
 SWITCHES = ({}, {"attention": "matched"}, {"attention": "uniform"}, {"encoder": "none"}, {"max_frames": 3})
 SWITCHES += ({"frame_order": "shuffled"},)
 
