@@ -329,7 +329,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       return at(bar, event.start, event.end);
     })));
     const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300].find((each) => end / each <= 8) ?? 600;
-    const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, i) => at(make("span", { className: "vc-second", textContent: `${Number((i * step).toFixed(1))} s` }), i * step));
+    const ticks = Array.from({ length: Math.floor((0.95 * end) / step) + 1 }, (_, i) => at(make("span", { className: "vc-second", textContent: `${Number((i * step).toFixed(1))} s` }), i * step));
     const dots = times.map((time, frame) => at(make("i", { className: "vc-dot", ariaHidden: "true", title: when(frame), onclick: () => look(frame) }), time));
     part.lane.style.setProperty("--vc-dot", `min(.8rem, ${80 / times.length}%)`);
     part.lane.replaceChildren(...(rows.length ? [quiet("What is true when (known for this corpus); the chosen word’s times are filled")] : []),
