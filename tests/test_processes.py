@@ -365,7 +365,7 @@ def test_shares_of_a_batch_are_the_batch(processes, done):
 
     clips, shown = Clips(range(10)), {}
     for rank in range(processes):
-        order = ClipOrder(clips, 2, rank, processes)
+        order = ClipOrder(clips, 2, (rank, processes))
         order.done = done
         firsts = range(done, 10, order.size)
         for first, batch in zip(firsts, order, strict=True):

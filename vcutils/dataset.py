@@ -18,7 +18,6 @@ from vcutils.config import Config, ExtractConfig, UserError, suited
 from vcutils.corpus import Corpus, read_splits
 from vcutils.features import feature_folder
 from vcutils.runtime.frames import Lengths, lengths_of
-from vcutils.runtime.processes import place
 from vcutils.runtime.sampler import ClipOrder, derange
 from vcutils.runtime.store import FeatureStore
 from vcutils.vocab import PAD, Vocabulary
@@ -37,9 +36,9 @@ class CaptionData:
     vocabulary: Vocabulary
 
     def suited(self, config: Config) -> Config:
-        """The settings with None filled in for this corpus' size (`config.suited`), up to 30,000."""
-        train = self.splits["train"]
-        return suited(config, len(train), sum(len(self.captions[i]) for i in train[:30_001]))
+        """The settings with None filled in for this corpus' size (`config.suited`)."""
+        train = self.splits["train"][:30_001]  # more clips than that make no difference
+        return suited(config, len(train), sum(len(self.captions[i]) for i in train))
 
 
 def load_data(corpus: Corpus, artifacts: Path, extract: ExtractConfig) -> CaptionData:
@@ -132,8 +131,7 @@ def collate(items: Sequence[Item]) -> Batch:
     for b, rows in enumerate(captions):
         for k, words in enumerate(rows):
             padded[b, k, : len(words)] = torch.tensor(words)
-    lengths = lengths_of(frame_mask, padded[..., 1:], PAD)
-    return Batch(list(ids), features, frame_mask, padded, lengths)
+    return Batch(list(ids), features, frame_mask, padded, lengths_of(frame_mask, padded, PAD))
 
 
 def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -148,6 +146,6 @@ def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 def make_loader(dataset: CaptionDataset, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Batches of clips to train on, in an order that depends on (seed, epoch) alone."""
     return DataLoader(
-        dataset, batch_sampler=ClipOrder(dataset, batch_size, *place()), collate_fn=collate,
+        dataset, batch_sampler=ClipOrder(dataset, batch_size), collate_fn=collate,
         num_workers=num_workers, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip

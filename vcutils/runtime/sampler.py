@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from vcutils.runtime.processes import place
+
 
 class ClipOrder:
     """Batches of the positions of clips, shuffled in an order that depends on (seed, epoch) alone.
 
-    A batch is what all processes see at a time, `batch_size` clips each; this process is `rank` of `processes` and gets
-    its share. The first `done` clips of an epoch are left out.
+    A batch is what all processes see at a time, `batch_size` clips each; this process gets its
+    share, or what `among`, (rank, processes), says. The first `done` clips of an epoch are left out.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        self.dataset, self.size, self.rank, self.processes = dataset, batch_size * processes, rank, processes
-        self.done = 0
+    def __init__(self, dataset: Any, batch_size: int, among: tuple[int, int] | None = None) -> None:
+        self.rank, self.processes = among or place()
+        self.dataset, self.size, self.done = dataset, batch_size * self.processes, 0
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.size)
