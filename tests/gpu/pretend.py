@@ -125,6 +125,7 @@ def pretended() -> Iterator[torch.device]:
     try:
         with (
             mock.patch("torch.cuda._lazy_init"),
+            mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
             mock.patch("torch.tensor", _tensor),
             mock.patch.object(nn.LSTM, "forward", _lstm),
             _Card(),

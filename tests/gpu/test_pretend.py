@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -48,25 +49,28 @@ def test_loss_on_a_card_is_that_of_the_processor(build, batch, toy_data, toy_con
     dtype = torch.bfloat16 if switches else None  # what "auto" takes on most cards
     config = toy_config(scheduled_sampling=1.0, epochs=2, caption_weights=not switches)
     model = build(**switches)
-    objective = Objective(config, toy_data, References, partial(half, dtype) if dtype else nullcontext)
+    place = SimpleNamespace(device=torch.device("cpu"), autocast=partial(half, dtype) if dtype else nullcontext)
+    objective = Objective(config, toy_data, References, place)
     objective.matching = 0.5 if switches.get("attention") == "matched" else 0.0
     torch.manual_seed(0)
-    expected = [float(objective(TrainingModel(model), batch, epoch)[1].detach()) for epoch in (0, 1)]
+    expected = [float(objective(TrainingModel(model), batch, epoch)[0].detach()) for epoch in (0, 1)]
     with pretended() as card:
         model.to(card)
+        objective.device = card
         torch.manual_seed(0)
-        losses = [objective(TrainingModel(model), to_card(batch), epoch)[1] for epoch in (0, 1)]
+        losses = [objective(TrainingModel(model), batch, epoch)[0] for epoch in (0, 1)]
         assert all(isinstance(loss, OnCard) for loss in losses)
         assert [float(loss.detach().cpu()) for loss in losses] == pytest.approx(expected, rel=2e-2 if dtype else 1e-5)
 
 
 def test_self_critical_phase_on_a_card(build, batch, toy_data, toy_config):
     model = build()
-    objective = Objective(toy_config(scst_epochs=1), toy_data, References, partial(half, torch.bfloat16))
+    place = SimpleNamespace(device=CARD, autocast=partial(half, torch.bfloat16))
+    objective = Objective(toy_config(scst_epochs=1), toy_data, References, place)
     with pretended() as card:
         model.to(card)
-        samples, loss = objective(TrainingModel(model), to_card(batch), 5, rewarded=True)
-        assert isinstance(samples.captions, OnCard) and np.isfinite(float(loss.detach().cpu()))
+        loss, words = objective(TrainingModel(model), batch, 5, rewarded=True)
+        assert isinstance(loss, OnCard) and words and np.isfinite(float(loss.detach().cpu()))
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
