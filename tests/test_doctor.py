@@ -163,7 +163,7 @@ def test_times_before_extraction_are_measured_on_features_of_the_backbones_shape
 
 
 def test_time_limit_bounds_the_training_time(features_only, settings, monkeypatch):
-    monkeypatch.setattr(doctor, "_step_seconds", lambda trainer: 3600.0)
+    monkeypatch.setattr(doctor, "_step_seconds", lambda trainer, rewarded: 3600.0)
     config = settings(features_only(TWELVE))
     train = dataclasses.replace(config.train, max_minutes=30.0)
     report = examine(load_corpus(config), dataclasses.replace(config, train=train))
@@ -171,7 +171,7 @@ def test_time_limit_bounds_the_training_time(features_only, settings, monkeypatc
 
 
 def test_batch_that_does_not_fit_is_a_problem(features_only, settings, monkeypatch):
-    def full(trainer):
+    def full(trainer, rewarded):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(doctor, "_step_seconds", full)

@@ -131,7 +131,7 @@ def collate(items: Sequence[Item]) -> Batch:
     for b, rows in enumerate(captions):
         for k, words in enumerate(rows):
             padded[b, k, : len(words)] = torch.tensor(words)
-    return Batch(list(ids), features, frame_mask, padded, lengths_of(frame_mask, padded, PAD))
+    return Batch([*ids], features, frame_mask, padded, lengths_of(frame_mask, padded[..., 1:], PAD))
 
 
 def pad_frames(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

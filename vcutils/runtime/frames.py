@@ -19,9 +19,9 @@ class Lengths(NamedTuple):
     words: np.ndarray  # (B, K) of each caption, <end> included; 0 for a row of padding
 
 
-def lengths_of(frame_mask: Tensor, captions: Tensor, pad: int) -> Lengths:
-    """The lengths of clips by their mask (B, T), and of captions (B, K, L+1) without <start>."""
-    return Lengths(*(there.sum(dim=-1).cpu().numpy() for there in (frame_mask, captions[..., 1:] != pad)))
+def lengths_of(frame_mask: Tensor, words: Tensor, pad: int) -> Lengths:
+    """The lengths of clips by their mask (B, T), and of captions by their words (B, K, L)."""
+    return Lengths(*(there.sum(dim=-1).cpu().numpy() for there in (frame_mask, words != pad)))
 
 
 def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
