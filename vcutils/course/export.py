@@ -51,18 +51,25 @@ def export_html(paths: Sequence[Path], out: Path) -> list[Path]:
     pages, exporter = [], OfflineExporter()
     for path in paths:
         resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
-        html, _ = exporter.from_notebook_node(without_widgets(nbformat.read(path, as_version=4)), resources)
+        notebook = without_widgets(nbformat.read(path, as_version=4), out.parent / "runs/default/attention/explorer.html")
+        html, _ = exporter.from_notebook_node(notebook, resources)
         pages.append(out / f"{path.stem}.html")
-        write_text(pages[-1], with_model(html, out.parent / "runs/default/attention/explorer.html"))
+        write_text(pages[-1], html)
     return pages
 
 
-def without_widgets(notebook: Any) -> Any:
-    """The notebook with every widget replaced by the other forms that its output carries: HTML, picture or text."""
+def without_widgets(notebook: Any, saved: Path | None = None) -> Any:
+    """The notebook with every widget replaced by the other forms that its output carries: HTML, picture or text.
+
+    An explorer's HTML is the `saved` page, where there is one.
+    """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            output.get("data", {}).pop(WIDGET, None)
+            forms = output.get("data", {})
+            forms.pop(WIDGET, None)
+            if saved and "text/html" in forms:
+                forms["text/html"] = with_model(forms["text/html"], saved)
     return notebook
 
 
