@@ -48,10 +48,10 @@ def export_html(paths: Sequence[Path], out: Path) -> list[Path]:
     The explorer carries the model where notebook 05 has saved it so: runs/default beside `out`.
     Returns the files. Raises UserError when one cannot be written.
     """
-    pages, exporter = [], OfflineExporter()
+    pages, exporter, saved = [], OfflineExporter(), out.parent / "runs/default/attention/explorer.html"
     for path in paths:
         resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
-        notebook = without_widgets(nbformat.read(path, as_version=4), out.parent / "runs/default/attention/explorer.html")
+        notebook = without_widgets(nbformat.read(path, as_version=4), saved)
         html, _ = exporter.from_notebook_node(notebook, resources)
         pages.append(out / f"{path.stem}.html")
         write_text(pages[-1], html)
