@@ -166,7 +166,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         concat_tables = _needs("datasets.table").concat_tables
-        self.folder = folder
+        self.folder, self._file, self._advice = folder, folder / INDEX, f"delete it, or pack {folder} again"
         files = {path.name: path.stat() for path in sorted((folder / PARTS).glob("[!.]*.arrow"))}
         state = {name: [file.st_size, file.st_mtime_ns] for name, file in files.items()}
         tables = [_mapped(folder / PARTS / name, f"delete it, or pack {folder} again") for name in files]
@@ -208,7 +208,7 @@ class Parts:
         return -1
 
     def _reading(self) -> AbstractContextManager:
-        return reading(self.folder / INDEX, "not an index of these parts", f"delete it, or pack {self.folder} again")
+        return reading(self._file, "not an index of these parts", self._advice)
 
     def _record(self, video_id: str) -> Any:
         with self._reading():
