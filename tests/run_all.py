@@ -20,7 +20,8 @@ FIRST = "abce"  # letters behind test_: files that share the trained run of conf
 
 def parts() -> dict[str, list[str]]:
     """The test files in three parts, each file in one: what a part is called, and its paths."""
-    names = sorted(path.relative_to(REPO).as_posix() for path in REPO.glob("tests/test_*.py"))
+    names = sorted(path.relative_to(REPO).as_posix() for path in REPO.glob("tests/**/test_*.py"))
+    names = [name for name in names if not name.startswith("tests/browser/")]
     first = [name for name in names if name.removeprefix("tests/test_")[0] in FIRST]
     others = [name for name in names if name not in first]
     return {f"pytest {FIRST}": first, "pytest others": others, "pytest browser": ["tests/browser"]}
