@@ -27,14 +27,13 @@ def indexed_corpus(root: Path, artifacts: Path, extract: ExtractConfig) -> Corpu
     For training and evaluation: its clips are those with features and captions.
     """
     from vcutils.features import feature_folder  # slow to import
+    from vcutils.runtime.arrow import INDEX, Parts, corpus_state
 
     folders = {path.name: path for path in sorted((root / "features").glob("*")) if path.is_dir()}
     corpus = Corpus(root, {}, {}, features=folders, split_origin="the index of its features")
     folder = feature_folder(corpus, artifacts, extract)
-    if not (folder / "index.arrow").is_file():
+    if not (folder / INDEX).is_file():
         return None
-    from vcutils.runtime.arrow import Parts, corpus_state
-
     parts: Any = Parts(folder)
     if parts.about["corpus"] != corpus_state(root, artifacts):
         return None

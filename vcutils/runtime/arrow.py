@@ -39,10 +39,14 @@ def schema() -> Any:
     return pa.schema(list(columns.items()))
 
 
+def clip_key(row: Mapping[str, Any]) -> str:
+    """What a checkpoint remembers of a clip, by its manifest row: it changes with the file."""
+    return f"{row['id']}@" + (f"{row['bytes']}-{row['mtime']}" if "bytes" in row else "")
+
+
 def clip_record(row: Mapping[str, Any], features: np.ndarray | None) -> dict[str, Any]:
     """One row of a part, from a clip's manifest row and its features (T, D); None for a clip that failed."""
-    stamp = f"{row['bytes']}-{row['mtime']}" if "bytes" in row else ""
-    record = {"id": row["id"], "key": f"{row['id']}@{stamp}", "row": json.dumps(row, ensure_ascii=False)}
+    record = {"id": row["id"], "key": clip_key(row), "row": json.dumps(row, ensure_ascii=False)}
     if features is None:
         return record | {"features": None, "dtype": "f2", "T": 0, "D": 0}
     dtype = "f2" if features.dtype == np.float16 else "f4"

@@ -20,7 +20,7 @@ from time import monotonic, time
 from typing import Any
 
 from vcutils.config import ExtractConfig
-from vcutils.runtime.arrow import clip_record, schema
+from vcutils.runtime.arrow import clip_key, clip_record, schema
 from vcutils.runtime.checks import collect_clips
 from vcutils.runtime.settings import UserError
 
@@ -49,15 +49,14 @@ def listed(corpus: str, folders: Sequence[str], suffixes: Collection[str], probl
     for folder in folders:
         found = _files(files, f"{root}/{folder}")
         about = {info.path: info for info in found if PurePosixPath(info.path).suffix.lower() in suffixes}
-        chosen = {
-            i: about[path.as_posix()] for i, path in collect_clips(map(Path, about), Path(root), problems).items()
-        }
-        stamps = [(i, info, {"bytes": info.size, "mtime": int(info.mtime_ns // 10**9)}) for i, info in chosen.items()]
-        if stamps:
-            return [
-                {"id": i, "path": info.path, "source": f"{folder}/{info.base_name}", **stamp, "key": _key(i, **stamp)}
-                for i, info, stamp in stamps
-            ]
+        rows: list[dict[str, Any]] = []
+        for i, path in collect_clips(map(Path, about), Path(root), problems).items():
+            info = about[path.as_posix()]
+            row = {"id": i, "path": info.path, "source": f"{folder}/{info.base_name}"}
+            row |= {"bytes": info.size, "mtime": int(info.mtime_ns // 10**9)}
+            rows.append(row | {"key": clip_key(row)})
+        if rows:
+            return rows
     raise UserError(
         f"{corpus}: no clips in {' or '.join(folders)}/; a clip is a file that ends in {', '.join(suffixes)}"
     )
@@ -111,7 +110,7 @@ def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: Extra
     for info in _files(target, f"{root}/parts"):
         if info.path.endswith(".failed"):
             told = map(json.loads, target.open_input_stream(info.path).read().splitlines())
-            report.failed |= {r["id"]: r["error"] for r in told if _key(r["id"], r["bytes"], r["mtime"]) in current}
+            report.failed |= {r["id"]: r["error"] for r in told if clip_key(r) in current}
     report.written, report.skipped = (
         [i for i in index.filter(mask)["id"].to_pylist() if i not in report.failed]
         for mask in (compute.invert(is_done), is_done)
@@ -129,10 +128,6 @@ def _opened(place: str) -> tuple[fs.FileSystem, str]:
 
 def _files(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     return sorted(files.get_file_info(fs.FileSelector(folder, allow_not_found=True)), key=lambda info: info.path)
-
-
-def _key(video_id: str, bytes: int, mtime: int) -> str:
-    return f"{video_id}@{bytes}-{mtime}"
 
 
 def _share() -> tuple[int, int, dict[str, int]]:

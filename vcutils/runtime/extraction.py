@@ -36,6 +36,10 @@ class Clip:
     bytes: int  # size and time of change tell a changed file from an unchanged one
     mtime: int
 
+    def stamp(self, num_frames: int) -> dict[str, int]:
+        """What tells a changed file, or changed settings, from unchanged ones; part of its manifest row."""
+        return {"bytes": self.bytes, "mtime": self.mtime, "num_frames": num_frames}
+
 
 def features_of_clips(
     backbone: Backbone, clips: Iterable[tuple[str, Path]], config: ExtractConfig
@@ -105,9 +109,8 @@ def clip_rows(
                 }
             if array is None:
                 told["patience"] = config.patience
-            stamp = {"bytes": clip.bytes, "mtime": clip.mtime, "num_frames": config.num_frames}
             made_by = {"backbone": backbone.name, "weights": backbone.weights}
-            yield {"id": video_id, "source": clip.source, **stamp, **made_by, **told}, array
+            yield {"id": video_id, "source": clip.source, **clip.stamp(config.num_frames), **made_by, **told}, array
 
 
 @dataclass
@@ -150,8 +153,7 @@ class Ledger:
 
     def _is_settled(self, clip: Clip, row: Mapping[str, Any]) -> bool:
         """Whether a clip was extracted, or failed, as it would be now."""
-        stamp = {"bytes": clip.bytes, "mtime": clip.mtime, "num_frames": self.config.num_frames}
-        if any(row.get(key) != value for key, value in stamp.items()):
+        if any(row.get(key) != value for key, value in clip.stamp(self.config.num_frames).items()):
             return False
         if "error" in row:
             if settled := row.get("patience", self.config.patience) >= self.config.patience:
