@@ -69,7 +69,7 @@ def test_packed_features_are_a_hugging_face_dataset(folder):
 
 
 def test_parts_of_a_cluster_need_no_step_that_merges_them(folder):
-    """Without manifest and index; a clip that failed at first has the features of its second try."""
+    """Without manifest and index. A clip's newest row counts, which comes first: a file that broke has no features."""
     for path in folder.glob("*.*"):
         path.unlink()
     one, two = np.ones((2, 4), np.float16), np.full((2, 4), 2, np.float16)
@@ -77,16 +77,17 @@ def test_parts_of_a_cluster_need_no_step_that_merges_them(folder):
     write_part(folder, "0", [clip_record({"id": i, **row}, one) for i in "db"])
     store = FeatureStore(folder)
     assert list(store.ids) == ["b", "d"] and not (folder / INDEX).exists()  # reading writes nothing
-    write_part(folder, "1", [clip_record({"id": "a", "error": "cut"}, None), clip_record({"id": "b", **row}, two)])
-    write_part(folder, "2", [clip_record({"id": "a", **row}, two), clip_record({"id": "d", "error": "gone"}, None)])
+    write_part(folder, "1", [clip_record({"id": "a", **row}, two), clip_record({"id": "c", "error": "cut"}, None)])
+    write_part(folder, "2", [clip_record({"id": "a", "error": "cut"}, None), clip_record({"id": "b", **row}, two)])
+    write_part(folder, "3", [clip_record({"id": "c", **row}, two), clip_record({"id": "d", "error": "gone"}, None)])
     assert list(FeatureStore(folder).ids) == ["a", "b", "d"]
     pack(folder)  # makes the index, no more
-    assert sorted(path.name for path in (folder / PARTS).iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
+    assert sorted(path.name for path in (folder / PARTS).iterdir()) == [f"{n}.arrow" for n in range(4)]
     store = FeatureStore(folder)
     assert [float(store[i].max()) for i in ("a", "b", "d")] == [2, 1, 1]
     assert store.extracted == {"backbone": "x", "weights": "w", "num_frames": 2}
     assert store.manifest["a"] == {"id": "a", **row} and "c" not in store.manifest
-    write_part(folder, "3", [clip_record({"id": "e", **row}, one)])  # newer than the index
+    write_part(folder, "4", [clip_record({"id": "e", **row}, one)])  # newer than the index
     assert "e" in FeatureStore(folder).ids
 
 

@@ -354,6 +354,7 @@ def _open(
 
 def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | None, data: str | None) -> tuple[str, Any]:
     """Where the features lie, and the report."""
+    from vcutils.corpora.readers import EXCLUDE, excluded_ids
     from vcutils.corpus import VIDEO_DIRS, VIDEO_SUFFIXES
     from vcutils.runtime import cluster
     from vcutils.runtime.machine import is_quiet
@@ -364,10 +365,12 @@ def _extract_on_cluster(corpus: str, backbone: str | None, num_frames: int | Non
     places = (corpus, data or str(config.data))
     corpus, data = (p.rstrip("/") if "://" in p else str(Path(p).expanduser().resolve()) for p in places)
     problems: list[str] = []
-    clips = cluster.listed(corpus, VIDEO_DIRS, VIDEO_SUFFIXES, problems)
+    artifacts = f"{data}/{corpus.rpartition('/')[2]}"
+    left_out = set(excluded_ids(cluster.text_of(f"{artifacts}/{EXCLUDE}")))
+    clips = cluster.listed(corpus, VIDEO_DIRS, VIDEO_SUFFIXES, problems, left_out)
     for problem in problems:
         print(problem, file=sys.stderr)
-    folder = f"{data}/{corpus.rpartition('/')[2]}/features/{settings.backbone}"
+    folder = f"{artifacts}/features/{settings.backbone}"
     with redirect_stdout(sys.stderr):  # what Ray tells of lost nodes is no part of a report
         return folder, cluster.extract(corpus, clips, folder, settings, progress=not is_quiet(True))
 

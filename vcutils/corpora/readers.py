@@ -60,8 +60,12 @@ def read_excluded(path: Path) -> list[str]:
     if not path.exists():
         return []
     with reading(path, "cannot be read as UTF-8 text", "write one id per line"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("# ")]
+        return excluded_ids(path.read_text(encoding="utf-8-sig"))
+
+
+def excluded_ids(text: str) -> list[str]:
+    """The ids in the text of an exclude.txt."""
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("# ")]
 
 
 def exclude(path: Path, reasons: dict[str, str]) -> str:

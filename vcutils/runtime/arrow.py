@@ -7,11 +7,12 @@ captions and splits. All of this needs `vcutils[scale]`; nothing here is importe
 
 import json
 import shutil
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import blake2b
 from importlib import import_module
-from itertools import chain, count
+from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,11 @@ class Parts:
         columns = ("row", "hash", "hashed")
         self._rows, self._hashes, self._hashed = (self.column(name).to_numpy() for name in columns)
         self.ids = Ids(self, 0, len(self._rows))
+        chunks = self.table.table["id"].chunks
+        self._starts = [0, *accumulate(map(len, chunks))]
+        self._buffers = {
+            name: list(map(_buffers, self.table.table[name].chunks)) for name in ("id", "features", "dtype", "row")
+        }
         self.dim: int = self.about["dim"]
 
     def __reduce__(self) -> tuple:  # worker processes open the files themselves
@@ -214,12 +220,19 @@ class Parts:
     def _reading(self) -> AbstractContextManager:
         return reading(self._file, "not an index of these parts", self._advice)
 
-    def _record(self, video_id: str) -> Any:
+    def _values(self, video_id: str, *columns: str) -> list[Any]:
+        """What stands in a clip's row, as bytes where they lie in the file: slicing a table takes longer."""
         with self._reading():
-            record = self.table.fast_slice(int(self._rows[self.position(video_id)]), 1)
-            if record.column("id")[0].as_py() != video_id:
+            row = int(self._rows[self.position(video_id)])
+            part = bisect(self._starts, row) - 1
+            row -= self._starts[part]
+            values = []
+            for name in ("id", *columns):
+                offsets, data = self._buffers[name][part]
+                values.append(data[offsets[row] : offsets[row + 1]])
+            if values[0] != video_id.encode():
                 raise ValueError(f"{video_id} is elsewhere")
-        return record
+        return values[1:]
 
     def each(self, read: Callable[[str], Any]) -> ByIds:
         """`read(id)` of the ids."""
@@ -227,27 +240,25 @@ class Parts:
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """Features (T, D) of one clip that is among the ids: a copy, which outlives the file."""
-        record = self._record(video_id)
-        numbers = np.frombuffer(record.column("features")[0].as_buffer(), "<" + record.column("dtype")[0].as_py())
-        return numbers.reshape(-1, self.dim).copy()
+        numbers, dtype = self._values(video_id, "features", "dtype")
+        return np.frombuffer(numbers, "<" + str(dtype, "ascii")).reshape(-1, self.dim).copy()
 
     def row(self, video_id: str) -> dict[str, Any]:
         """The manifest's row of a clip that is among the ids."""
-        return json.loads(self._record(video_id).column("row")[0].as_py())
+        return json.loads(bytes(self._values(video_id, "row")[0]))
 
     def _make_index(self) -> None:
-        """Find the clips with features; of two rows of one id the first counts. Raises UserError for unusable rows."""
+        """Find the clips with features; of rows of one id the first counts. Raises UserError for unusable rows."""
         pa, pc = _needs("pyarrow"), _needs("pyarrow.compute")
         with reading(self.folder / PARTS, "not a whole dataset", f"extract or pack {self.folder} again"):
             self.table.table.validate(full=True)
             table = self.table.table.select(["id", "features", "dtype", "T", "D"])
-            rows = np.flatnonzero(table["features"].is_valid().to_numpy())
-            ids = table["id"].take(pa.array(rows)).cast(pa.large_string()).combine_chunks()
-            order = pc.sort_indices(ids)  # stable
-            ids, rows = ids.take(order), rows[order.to_numpy()]
-            is_first = np.ones(len(rows), bool)
-            is_first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-            ids, rows = ids.filter(pa.array(is_first)), rows[is_first]
+            ids = table["id"].cast(pa.large_string()).combine_chunks()
+            rows = pc.sort_indices(ids).to_numpy()  # stable
+            ids = ids.take(pa.array(rows))
+            counts = np.asarray(table["features"].is_valid())[rows]
+            counts[1:] &= np.asarray(pc.not_equal(ids[1:], ids[:-1]))
+            ids, rows = ids.filter(pa.array(counts)), rows[counts]
             frames, sizes = (table[name].to_numpy().astype(np.int64)[rows] for name in ("T", "D"))
             width = np.where(pc.equal(table["dtype"], "f2").to_numpy(zero_copy_only=False)[rows], 2, 4)
             lengths = pc.binary_length(table["features"]).to_numpy()[rows]
@@ -307,6 +318,14 @@ def _mapped(path: Path, advice: str) -> Any:
             if file.read() != _END:
                 raise ValueError("its end is missing")
         return _needs("datasets.table").MemoryMappedTable.from_file(str(path))
+
+
+def _buffers(texts: Any) -> tuple[np.ndarray, memoryview]:
+    """Where each text of a column begins and ends, and the bytes of all."""
+    _, offsets, data = texts.buffers()
+    wide = "large" in str(texts.type)
+    starts = np.frombuffer(offsets, np.int64 if wide else np.int32)[texts.offset :]
+    return starts, memoryview(data or b"").cast("B")
 
 
 def _hash(video_id: str) -> int:

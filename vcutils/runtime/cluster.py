@@ -40,10 +40,13 @@ AHEAD = 8  # clips that an actor copies from an object store at once, ahead of d
 BLOCKS, SMALLEST, LARGEST = 8, 16, 512  # blocks per actor; clips of a block: what a lost node repeats, a part's size
 
 
-def listed(corpus: str, folders: Sequence[str], suffixes: Collection[str], problems: list[str]) -> list[dict[str, Any]]:
+def listed(
+    corpus: str, folders: Sequence[str], suffixes: Collection[str], problems: list[str], left_out: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """A row per clip of the first of a corpus' `folders` that has any: id, path, source, bytes, mtime, key.
 
-    The key, which the checkpoint remembers, changes with the file. Raises UserError where there are no clips.
+    Ids that are `left_out` have none. The key, which the checkpoint remembers, changes with the file. Raises UserError
+    where there are no clips.
     """
     files, root = _opened(corpus)
     for folder in folders:
@@ -51,6 +54,8 @@ def listed(corpus: str, folders: Sequence[str], suffixes: Collection[str], probl
         about = {info.path: info for info in found if PurePosixPath(info.path).suffix.lower() in suffixes}
         rows: list[dict[str, Any]] = []
         for i, path in collect_clips(map(Path, about), Path(root), problems).items():
+            if i in left_out:
+                continue
             info = about[path.as_posix()]
             row = {"id": i, "path": info.path, "source": f"{folder}/{info.base_name}"}
             row |= {"bytes": info.size, "mtime": int(info.mtime_ns // 10**9)}
@@ -78,7 +83,8 @@ def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: Extra
     keys = pa.table({"key": pa.array([], pa.string())})
     keys = pa.concat_tables([keys, *(parquet.read_table(path, filesystem=target) for path in finished)])["key"]
     index = pa.Table.from_pylist(clips)
-    is_done = compute.is_in(index["key"], keys)
+    again = [key for key, row in _failures(target, root).items() if row["patience"] < config.patience]
+    is_done = compute.and_not(*(compute.is_in(index["key"], set_) for set_ in (keys, pa.array(again, pa.string()))))
     todo, parts = index.filter(compute.invert(is_done)), _Parts(f"{root}/parts", target)
     if len(todo):
         ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, log_to_driver=False)
@@ -107,10 +113,9 @@ def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: Extra
                 f"{folder}: the extraction stopped ({reason}); what is done is kept, start it again"
             ) from error
     report, current = Report(Path(folder), frames=sum(parts.frames)), set(index["key"].to_pylist())
-    for info in _files(target, f"{root}/parts"):
-        if info.path.endswith(".failed"):
-            told = map(json.loads, target.open_input_stream(info.path).read().splitlines())
-            report.failed |= {r["id"]: r["error"] for r in told if clip_key(r) in current}
+    for key, row in _failures(target, root).items():
+        if key in current and row["patience"] >= config.patience:  # the others were tried again
+            report.failed[row["id"]] = row["error"]
     report.written, report.skipped = (
         [i for i in index.filter(mask)["id"].to_pylist() if i not in report.failed]
         for mask in (compute.invert(is_done), is_done)
@@ -128,6 +133,23 @@ def _opened(place: str) -> tuple[fs.FileSystem, str]:
 
 def _files(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     return sorted(files.get_file_info(fs.FileSelector(folder, allow_not_found=True)), key=lambda info: info.path)
+
+
+def _failures(files: fs.FileSystem, folder: str) -> dict[str, dict[str, Any]]:
+    """Rows of the clips that failed, by key: of several the newest, whose part comes first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for info in _files(files, f"{folder}/parts"):
+        if info.path.endswith(".failed"):
+            for row in map(json.loads, files.open_input_stream(info.path).read().splitlines()):
+                rows.setdefault(clip_key(row), row)
+    return rows
+
+
+def text_of(place: str) -> str:
+    """The text of a file at a path or URI; empty where there is none."""
+    files, path = _opened(place)
+    is_there = files.get_file_info(path).is_file
+    return files.open_input_stream(path).read().decode("utf-8-sig") if is_there else ""
 
 
 def _share() -> tuple[int, int, dict[str, int]]:
