@@ -9,9 +9,9 @@ NFS by path, object stores by URI (s3://…, gs://…) with the credentials and 
 import json
 import logging
 import shutil
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -62,9 +62,8 @@ def listed(
             rows.append(row | {"key": clip_key(row)})
         if rows:
             return rows
-    raise UserError(
-        f"{corpus}: no clips in {' or '.join(folders)}/; a clip is a file that ends in {', '.join(suffixes)}"
-    )
+    places = " or ".join(f"{folder}/" for folder in folders)
+    raise UserError(f"{corpus}: no clips in {places}; a clip is a file that ends in {', '.join(suffixes)}")
 
 
 def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: ExtractConfig, progress: bool = True) -> Any:
@@ -109,9 +108,7 @@ def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: Extra
             ).write_datasink(parts, ray_remote_args={"num_cpus": 0}, concurrency=nodes)  # fmt: skip
         except (ray.exceptions.RayError, OSError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"{folder}: the extraction stopped ({reason}); what is done is kept, start it again"
-            ) from error
+            raise UserError(f"{folder}: stopped ({reason}); what is done is kept, start it again") from error
     report, current = Report(Path(folder), frames=sum(parts.frames)), set(index["key"].to_pylist())
     for key, row in _failures(target, root).items():
         if key in current and row["patience"] >= config.patience:  # the others were tried again
@@ -221,21 +218,16 @@ class _Extractor:
             yield from clips
             return
         with ThreadPoolExecutor(AHEAD) as pool:
-            waiting: deque = deque()
-            for clip in clips:
-                waiting.append((pool.submit(self._copy, clip.path, copy := Path(folder, clip.source)), clip, copy))
-                while waiting and (len(waiting) > AHEAD or clip is clips[-1]):
-                    done, first, copy = waiting.popleft()
-                    done.result()
-                    yield replace(first, path=copy)
+            for start in range(0, len(clips), AHEAD):  # while those before are decoded
+                yield from pool.map(partial(self._copy, folder), clips[start : start + AHEAD])
 
-    def _copy(self, remote: Path, local: Path) -> None:
+    def _copy(self, folder: str, clip: Any) -> Any:
+        local = Path(folder, clip.source)
         local.parent.mkdir(exist_ok=True)
-        try:
-            with self.source.open_input_stream(remote.as_posix()) as stream, open(local, "wb") as file:
+        with suppress(FileNotFoundError):  # it has just gone: decoding will say so
+            with self.source.open_input_stream(clip.path.as_posix()) as stream, open(local, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
-        except FileNotFoundError:  # it has just gone: decoding will say so
-            local.unlink(missing_ok=True)
+        return replace(clip, path=local)
 
 
 class _Parts(BlockBasedFileDatasink):
