@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from vcutils.attention.embed import caption_content, clip_content
 from vcutils.attention.measures import entropy
-from vcutils.attention.page import caption_content, clip_content, page_html, save_page, script
+from vcutils.attention.page import page_html, save_page, script
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 NASTY = '<script>alert("caption")</script>'
@@ -399,7 +400,7 @@ window.asked = [];
 const captions = (start, hidden) => ({ ...data, hidden, start, before: { words: ["a", "cat"], score: -1 },
   beams: [{ words: [...start, "swims"], score: -0.5, probabilities: Array(start.length + 1).fill(0.5),
             weights: Array(start.length + 1).fill(data.beams[0].weights[0]) }] });
-openPage(document.querySelector("main"), { titles: ["clip"] }, () => data, [async () => ({
+openPage(document.querySelector("main"), [{ title: "clip" }], () => data, [async () => ({
   caption: async (features, options) =>
     (window.asked.push(["caption", features, options]), captions([], options.hidden)),
   continueFrom: async (features, words, options) => {
@@ -621,7 +622,7 @@ KERNEL = """
 const on = {}, rows = ["one", "two"].map((title) => ({ title, caption: title, cider: 1, spread: 0.5, need: null }));
 const sent = [];
 const state = { clip: data, captions: data, needs: [], rows, titles: ["clip", "other"],
-  word: 0, beam: 0, last: 0, hide: [], start: [], size: 2,
+  word: 0, beam: 0, last: 0, wanted: { hidden: [], start: [], size: 2 },
   message: "", controls: false };
 Object.assign(window, { state, sent });
 window.put = (values) => { Object.assign(state, values); for (const name in values) on[`change:${name}`]?.(); };
@@ -649,9 +650,9 @@ def test_the_widget_asks_its_kernel_and_follows_it(tab, tmp_path, make_view, nee
     page.locator(".vc-likely").nth(1).click()
     page.locator(".vc-eye").nth(3).click()
     page.select_option(".vc-size select", "5")
-    assert page.evaluate("[state.start, state.hide, state.size]") == [["a", "cat", "other1"], [3], 5]
+    assert page.evaluate("state.wanted") == {"hidden": [3], "start": ["a", "cat", "other1"], "size": 5}
     assert page.locator(".vcx.vc-busy").count() == 1
-    page.evaluate("put({ start: [], hide: [], size: 2, message: 'no' })")
+    page.evaluate("put({ wanted: { hidden: [], start: [], size: 2 }, message: 'no' })")
     assert page.locator(".vcx.vc-busy").count() == 0 and page.inner_text(".vc-message") == "no"
     page.locator(".vc-table summary").click()
     page.locator(".vc-rows button.vc-plain").nth(1).click()
