@@ -251,7 +251,7 @@ export function openPage(root, rows, read, models = []) {
   const [chooser, other] = [select("Clip", 0), select("Beside it", -1, ["–"])];
   chooser.addEventListener("change", () => show(Number(chooser.value)));
   other.addEventListener("change", () => beside(Number(other.value)));
-  view.part.chooser.append("Clip ", chooser, " beside ", other);
+  view.part.chooser.append(make("label", {}, "Clip ", chooser), make("label", {}, "beside ", other));
   view.part.chooser.hidden = titles.length < 2;
   if (rows.length > 1) main.prepend((table = tableOf(rows, (i) => (show(i), view.part.title.scrollIntoView({ block: "nearest" })))));
   pair.append(main);
