@@ -14,7 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from vcutils.attention.page import View
+from vcutils.attention.views import View
 from vcutils.decode import Hypothesis
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

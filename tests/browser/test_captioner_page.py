@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vcutils.attention.embed import feature_content, model_content, rounded
-from vcutils.attention.page import corpus_clip, page_for, with_captions
+from vcutils.attention.page import page_for
+from vcutils.attention.views import corpus_clip, with_captions
 from vcutils.config import DecodeConfig
 from vcutils.decode import NEVER, generate
 from vcutils.runtime.checkpoints import run_config

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from vcutils.attention.embed import caption_content, clip_content
 from vcutils.attention.measures import entropy
-from vcutils.attention.page import caption_content, clip_content, page_html, save_page, script
+from vcutils.attention.page import page_html, save_page, script
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright").expect
 NASTY = '<script>alert("caption")</script>'
@@ -57,6 +58,11 @@ def needs_of():
 
 def shown_frame(page):
     return int(page.get_attribute(".vc-big", "data-frame"))
+
+
+def answer(page):
+    """What the page says of the word and the frame; there a number and its unit stay on one line."""
+    return page.inner_text(".vc-answer").replace("\u00a0", " ")
 
 
 def current_word(page):
@@ -123,7 +129,7 @@ def test_pointing_works_everywhere(show, make_view):
     assert shown_frame(page) == peaks[3]
     page.locator(".vc-tile").nth(7).click()
     assert shown_frame(page) == 7
-    assert "of its attention" in page.inner_text(".vc-answer")
+    assert "of its attention" in answer(page)
     page.locator(".vc-heat tbody tr").nth(2).locator("td").nth(5).click()
     assert (page.inner_text(".vc-position"), shown_frame(page)) == ("word 3 of 7", 5)
     assert page.locator(".vc-heat tr[aria-current]").count() == 1
@@ -142,7 +148,7 @@ def test_strip_is_lit_by_weight_and_says_so(show, make_view):
     assert page.locator(".vc-strip .vc-strongest").count() == 1
     assert "the frame at 0.3 s, 94 %" in page.locator(".vc-tile").first.get_attribute("aria-label")
     assert page.get_attribute(".vc-answer", "role") == "status"
-    assert "“a” looks most at the frame at 0.3 s" in page.inner_text(".vc-answer")
+    assert "“a” looks most at the frame at 0.3 s" in answer(page)
     assert page.locator("img:not([alt])").count() == 0
 
 
@@ -166,7 +172,7 @@ def test_one_colour_is_one_weight_and_uniform_attention_looks_flat(show, make_vi
     spread = [float(text) for text in page.locator(".vc-heat td.vc-spread").all_inner_texts()]
     assert spread == pytest.approx([*entropy(view.beams[0].attention), 0], abs=0.01)
     assert page.locator(".vc-words small").all_inner_texts() == ["all alike", "all alike", "1.8 s", "7.8 s"]
-    assert "looks at all frames almost alike" in page.inner_text(".vc-answer")
+    assert "looks at all frames almost alike" in answer(page)
     page.screenshot(path=screenshots / "page-uniform.png", full_page=True)
 
 
@@ -176,7 +182,7 @@ def test_the_end_of_the_caption_is_a_step_of_its_own(show, make_view):
     assert page.locator(".vc-words button > span:first-child").all_inner_texts() == ["a", "cat", "<end>"]
     page.locator(".vc-words button").first.press("End")
     assert (page.inner_text(".vc-position"), shown_frame(page)) == ("the end", 7)
-    assert "Probability of ending here" in page.inner_text(".vc-answer")
+    assert "Probability of ending here" in answer(page)
     assert page.inner_text(".vc-beams [aria-current] bdi") == "a cat", "it is no word of the caption"
 
 
@@ -324,7 +330,7 @@ def test_chooser_shows_several_clips(show, make_view, screenshots):
         make_view(title="wide"),
         make_view(("one", "two words"), frames=1, title="one frame, one word"),
         make_view(frames=40, size=(160, 90), title="tall, long"),
-        dataclasses.replace(make_view(title="no pictures"), images=None, timed=False),
+        dataclasses.replace(make_view(title="no pictures"), images=(), timed=False),
         make_view(title="hidden", hidden=frozenset([2])),
     ]
     page = show(*views)
@@ -399,7 +405,7 @@ window.asked = [];
 const captions = (start, hidden) => ({ ...data, hidden, start, before: { words: ["a", "cat"], score: -1 },
   beams: [{ words: [...start, "swims"], score: -0.5, probabilities: Array(start.length + 1).fill(0.5),
             weights: Array(start.length + 1).fill(data.beams[0].weights[0]) }] });
-openPage(document.querySelector("main"), { titles: ["clip"] }, () => data, [async () => ({
+openPage(document.querySelector("main"), [{ title: "clip" }], () => data, [async () => ({
   caption: async (features, options) =>
     (window.asked.push(["caption", features, options]), captions([], options.hidden)),
   continueFrom: async (features, words, options) => {
@@ -463,8 +469,8 @@ def test_looked_at_and_needed_stand_on_the_same_axes(show, make_view, needs_of, 
     colours = cells.evaluate_all(COLOURS)
     assert len(set(colours[:3])) == 3, "needed, in the way, and neither"
     page.keyboard.press("ArrowRight")
-    assert "It needs the frame at 1.3 s most: without it, it is 20 times less likely" in page.inner_text(".vc-answer")
-    assert "It looks elsewhere than it needs." in page.inner_text(".vc-answer")
+    assert "It needs the frame at 1.3 s most: without it, it is 20 times less likely" in answer(page)
+    assert "It looks elsewhere than it needs." in answer(page)
     assert page.locator(".vc-heat tr[aria-current]").count() == 2
     page.screenshot(path=screenshots / "page-both.png", full_page=True)
     page.select_option(".vc-modes select", "3")
@@ -481,10 +487,10 @@ def test_another_likely_word_shows_what_it_would_need(show, make_view, needs_of)
     page.locator(".vc-modes button").nth(1).click()
     assert shown_frame(page) == 0
     likely.nth(1).click()
-    assert "“other1” would look where “a” does" in page.inner_text(".vc-answer")
+    assert "“other1” would look where “a” does" in answer(page)
     assert shown_frame(page) == 7, "the need of that word, not of the one that was said"
     page.keyboard.press("ArrowRight")
-    assert "“cat”" in page.inner_text(".vc-answer")
+    assert "“cat”" in answer(page)
     page.select_option(".vc-chooser select", index=1)
     assert page.locator(".vc-instead").is_hidden() and page.locator(".vc-heat").count() == 1
 
@@ -504,9 +510,9 @@ def test_true_times_lie_over_the_frames(show, make_view):
     assert [dot["x"] + dot["width"] / 2 < other["x"] for dot in dots] == [True] * 4 + [False] * 4
     page.keyboard.press("ArrowRight")
     assert page.locator(".vc-event.vc-true").all_inner_texts() == ["cat / <b>kitten"]
-    assert "It is true from 0.0 s to 2.0 s: this frame lies inside" in page.inner_text(".vc-answer")
+    assert "It is true from 0.0 s to 2.0 s: this frame lies inside" in answer(page)
     page.locator(".vc-dot").nth(6).click()
-    assert shown_frame(page) == 6 and "lies outside" in page.inner_text(".vc-answer")
+    assert shown_frame(page) == 6 and "lies outside" in answer(page)
     page.select_option(".vc-chooser select", index=1)
     assert page.locator(".vc-lane").is_visible() and bars.count() == 0, "the axis stands without them"
 
@@ -621,7 +627,7 @@ KERNEL = """
 const on = {}, rows = ["one", "two"].map((title) => ({ title, caption: title, cider: 1, spread: 0.5, need: null }));
 const sent = [];
 const state = { clip: data, captions: data, needs: [], rows, titles: ["clip", "other"],
-  word: 0, beam: 0, last: 0, hide: [], start: [], size: 2,
+  word: 0, beam: 0, last: 0, wanted: { hidden: [], start: [], size: 2 },
   message: "", controls: false };
 Object.assign(window, { state, sent });
 window.put = (values) => { Object.assign(state, values); for (const name in values) on[`change:${name}`]?.(); };
@@ -649,9 +655,9 @@ def test_the_widget_asks_its_kernel_and_follows_it(tab, tmp_path, make_view, nee
     page.locator(".vc-likely").nth(1).click()
     page.locator(".vc-eye").nth(3).click()
     page.select_option(".vc-size select", "5")
-    assert page.evaluate("[state.start, state.hide, state.size]") == [["a", "cat", "other1"], [3], 5]
+    assert page.evaluate("state.wanted") == {"hidden": [3], "start": ["a", "cat", "other1"], "size": 5}
     assert page.locator(".vcx.vc-busy").count() == 1
-    page.evaluate("put({ start: [], hide: [], size: 2, message: 'no' })")
+    page.evaluate("put({ wanted: { hidden: [], start: [], size: 2 }, message: 'no' })")
     assert page.locator(".vcx.vc-busy").count() == 0 and page.inner_text(".vc-message") == "no"
     page.locator(".vc-table summary").click()
     page.locator(".vc-rows button.vc-plain").nth(1).click()

@@ -258,7 +258,7 @@ function engine(content) {
   /** Up to K captions that begin with the words `given`, best first, ended ones before those cut at max_length: `beams.search`. */
   function search(clip, visible, given, K) {
     const memory = encode(clip, visible);
-    const score = (beam, length) => beam.total / length ** decode.length_penalty;
+    const score = (beam, length) => beam.total / length ** (decode.length_penalty ?? 1);
     const ranked = (beams) => beams.sort((a, b) => b.score - a.score); // a stable sort, as in Python
     const ended = [];
     let beams = [{ ids: [], total: 0, probabilities: [], weights: [] }];

@@ -16,6 +16,8 @@ import torch
 from traitlets import Bool, Dict, Int, List, Unicode
 
 from vcutils.attention import page
+from vcutils.attention.embed import caption_content, clip_content
+from vcutils.attention.views import View, corpus_clip, file_clip, table_rows, with_captions, with_ciders, with_needs
 from vcutils.config import DecodeConfig, UserError
 from vcutils.corpus import VIDEO_SUFFIXES
 from vcutils.scores.runs import Run
@@ -32,9 +34,7 @@ class AttentionView(anywidget.AnyWidget):
     last = Int(0).tag(sync=True)  # number of the caption's last word
     beam = Int(0).tag(sync=True)
     needs: Any = List().tag(sync=True)  # of the captions; they follow them, since they take longer
-    hide = List(Int()).tag(sync=True)  # the frames that someone wants hidden
-    start = List(Unicode()).tag(sync=True)  # the words that someone wants the captions to begin with
-    size = Int(1).tag(sync=True)  # the beam size that someone wants
+    wanted = Dict().tag(sync=True)  # hidden, start, size: frames to hide, words to begin with and beam size asked for
     titles: Any = List(Unicode()).tag(sync=True)  # clips to choose from
     rows: Any = List().tag(sync=True)  # clips in a table above it
     message = Unicode("").tag(sync=True)
@@ -49,14 +49,14 @@ class Explorer(widgets.VBox):
 
     def __init__(self, run: Run, video_id: str | None = None, decode: DecodeConfig | None = None) -> None:
         self.run, self.decode = run, decode or run.decode
-        self.original = self.shown = page.View("", ())  # the clip with all its frames; without those that are hidden
+        self.original = self.shown = View("", ())  # the clip with all its frames; without those that are hidden
         self.play, self.slider = widgets.Play(interval=1000), widgets.IntSlider(description="word", readout=False)
         self.view = AttentionView(message="upload a clip of yours, or give its path to show_file(path) in a cell")
         for control in (self.play, self.slider):
             widgets.jsdlink((self.view, "last"), (control, "max"))
             widgets.jslink((self.view, "word"), (control, "value"))
         super().__init__([widgets.HBox([self.play, self.slider]), self.view])
-        self.view.observe(self._on_ask, ["hide", "start", "size"])
+        self.view.observe(self._on_ask, ["wanted"])
         self.view.on_msg(self._on_message)
         self.view.titles = list(dict.fromkeys([*([video_id] if video_id else []), *run.data.splits["test"]]))
         if self.view.titles:
@@ -73,36 +73,33 @@ class Explorer(widgets.VBox):
 
     def show_clip(self, video_id: str) -> None:
         """Show a clip of the run's corpus."""
-        self._open(lambda: page.corpus_clip(self.run, video_id))
+        self._open(lambda: corpus_clip(self.run, video_id))
 
     def show_file(self, path: Path | str, title: str | None = None) -> None:
         """Show any video file; the way for files that are too large to upload."""
         self.view.message = "reading the clip …"
-        self._open(lambda: page.file_clip(self.run, Path(path), title), str(path), title)
+        self._open(lambda: file_clip(self.run, Path(path), title), str(path), title)
 
     def list_clips(self, split: str = "test") -> None:
         """Show the clips of a split in a table that can be sorted and searched; a click opens one."""
         run, views = self.run, []
         for i, best in run.predict(list(run.data.splits[split]), self.decode).items():
-            view = page.View(i, run.timestamps(i), [best], features=torch.tensor(run.data.store[i]).float())
-            views.append(page.with_needs(run, view, [1]))
-        self.view.rows = page.table_rows(page.with_ciders(run, views))
+            view = View(i, run.timestamps(i), [best], features=torch.tensor(run.data.store[i]).float())
+            views.append(with_needs(run, view, [1]))
+        self.view.rows = table_rows(with_ciders(run, views))
 
     def hide_frames(self, frames: Collection[int]) -> None:
         """Hide exactly these frames, and caption the clip again without them."""
-        self.view.hide = sorted(map(int, frames))
+        self.view.wanted = self.view.wanted | {"hidden": sorted(map(int, frames))}
 
     def _on_ask(self, _: Any) -> None:
         """Caption the clip again, without the frames, from the words on and with the search that the view asks for."""
-        view, asked = self.view, (set(self.view.hide), tuple(self.view.start), self.view.size)
-        if asked == (self.shown.hidden, self.shown.start, self.decode.beam_size):
+        hidden, start, size = (self.view.wanted[name] for name in ("hidden", "start", "size"))
+        if ({*hidden}, tuple(start), size) == (self.shown.hidden, self.shown.start, self.decode.beam_size):
             return
-        hidden = asked[0] & {*range(len(self.original.timestamps))}
-        decode = replace(self.decode, beam_size=max(1, min(view.size, MOST_BEAMS)))
-        if len(hidden) == len(self.original.timestamps):
-            return self._show(message="At least one frame must stay visible: the caption below is the one from before.")
+        decode = replace(self.decode, beam_size=max(1, min(size, MOST_BEAMS)))
         try:
-            shown = page.with_captions(self.run, self.original, decode, hidden, view.start)
+            shown = with_captions(self.run, self.original, decode, hidden, start)
         except UserError as error:
             return self._show(message=str(error))
         self.decode = decode
@@ -123,26 +120,26 @@ class Explorer(widgets.VBox):
             raise UserError("\n".join(problems))
         return Path(path)
 
-    def _open(self, read: Callable[[], page.View], path: str = "", title: str | None = None) -> None:
+    def _open(self, read: Callable[[], View], path: str = "", title: str | None = None) -> None:
         try:
-            shown = page.with_captions(self.run, read(), self.decode)
+            shown = with_captions(self.run, read(), self.decode)
         except UserError as error:
             return self._fail(str(error).replace(f"{path}: ", f"{title or path}: ") if path else str(error))
-        self._show_captions(shown, clip=page.clip_content(shown), word=0)
+        self._show_captions(shown, clip=clip_content(shown), word=0)
         self.original = self.shown
 
-    def _show_captions(self, shown: page.View, **traits: Any) -> None:
+    def _show_captions(self, shown: View, **traits: Any) -> None:
         """Show a view, its needs behind its captions: those are waited for."""
         self.shown = shown
-        self._show(captions=page.caption_content(shown), needs=[], beam=0, message="", **traits)
-        self.shown = page.with_needs(self.run, shown)
+        self._show(captions=caption_content(shown), needs=[], beam=0, message="", **traits)
+        self.shown = with_needs(self.run, shown)
         self._show(needs=self.shown.needs)
 
     def _show(self, **traits: Any) -> None:
         """Set traits of the view in one message: what belongs together must arrive together."""
-        asked = {"hide": sorted(self.shown.hidden), "start": list(self.shown.start), "size": self.decode.beam_size}
+        shown = {"hidden": sorted(self.shown.hidden), "start": [*self.shown.start], "size": self.decode.beam_size}
         with self.view.hold_sync(), self.view.hold_trait_notifications():
-            for name, value in {**traits, **asked}.items():
+            for name, value in {**traits, "wanted": shown}.items():
                 setattr(self.view, name, value)
 
     def _on_message(self, _: Any, content: dict[str, str], files: Sequence[Any]) -> None:

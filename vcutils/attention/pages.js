@@ -219,10 +219,12 @@ function clipView(root, read, models, options) {
   return view;
 }
 
-/** The page: a chooser and a table over clips that are read (parsed) when they are opened, one of them or two side by side.
+/** The page: a chooser and a table (its rows: see `tableOf`) over clips that are read when they are opened, one of them or two
+ * side by side.
  *
  * `read(index)` gives what view.js draws from, with `features` where the page carries models; each of `models` starts one. */
-export function openPage(root, { titles, rows = null }, read, models = []) {
+export function openPage(root, rows, read, models = []) {
+  const titles = rows.map(({ title }) => title);
   const names = titles.map((title, i) => (titles.indexOf(title) === i ? title : `${title} (${i + 1})`)); // for the address
   let second = null, writing = 0, table = null;
   const started = [];
@@ -249,9 +251,9 @@ export function openPage(root, { titles, rows = null }, read, models = []) {
   const [chooser, other] = [select("Clip", 0), select("Beside it", -1, ["–"])];
   chooser.addEventListener("change", () => show(Number(chooser.value)));
   other.addEventListener("change", () => beside(Number(other.value)));
-  view.part.chooser.append("Clip ", chooser, " beside ", other);
+  view.part.chooser.append(make("label", {}, "Clip ", chooser), make("label", {}, "beside ", other));
   view.part.chooser.hidden = titles.length < 2;
-  if (rows) main.prepend((table = tableOf(rows, (i) => (show(i), view.part.title.scrollIntoView({ block: "nearest" })))));
+  if (rows.length > 1) main.prepend((table = tableOf(rows, (i) => (show(i), view.part.title.scrollIntoView({ block: "nearest" })))));
   pair.append(main);
   root.append(pair);
   addTools(view);
@@ -336,7 +338,7 @@ function render({ model, el }) {
   const get = (...names) => names.map((name) => model.get(name));
   // A word behind the end of this caption is that of a longer one beside it, linked to this.
   const moved = ({ word, beam, last }) => save(model.get("word") > last && word === last ? { beam, last } : { word, beam, last });
-  const view = createView(root, { controls: model.get("controls"), ask: ({ hidden, start, size }) => save({ hide: hidden, start, size }), moved });
+  const view = createView(root, { controls: model.get("controls"), ask: (wanted) => save({ wanted }), moved });
   addTools(view);
   view.part.help.addEventListener("click", () => showGuide(view, true));
   const open = (name, content) => model.send({ open: name }, undefined, content && [content]);
@@ -349,14 +351,10 @@ function render({ model, el }) {
   };
   const draw = () => {
     if (!model.get("captions").beams) return; // no clip could be opened yet
-    const [word, beam, hidden, start, size, needs] = get("word", "beam", "hide", "start", "size", "needs");
+    const [word, beam, wanted, needs] = get("word", "beam", "wanted", "needs");
     chooser.current(model.get("clip").title);
-    view.show(model.get("clip"), model.get("captions"), { word, beam, hidden, start, size, needs });
+    view.show(model.get("clip"), model.get("captions"), { word, beam, ...wanted, needs });
     view.say(model.get("message"));
-  };
-  const want = () => {
-    const [hidden, start, size] = get("hide", "start", "size");
-    if (model.get("captions").beams) view.want({ hidden, start, size });
   };
   const list = () => {
     const rows = model.get("rows");
@@ -366,9 +364,7 @@ function render({ model, el }) {
     "change:clip": draw,
     "change:captions": draw,
     "change:needs": () => model.get("captions").beams && view.setNeeds(model.get("needs")),
-    "change:hide": want,
-    "change:start": want,
-    "change:size": want,
+    "change:wanted": () => model.get("captions").beams && view.want(model.get("wanted")),
     "change:titles": offer,
     "change:rows": list,
     "change:message": () => view.say(model.get("message")),

@@ -72,6 +72,8 @@ const number = (value) => value.toFixed(2).replace("-", "−");
 const nats = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 /** How a word's probability changes without a frame, in words. */
 const likely = (value) => `${Math.exp(Math.abs(value)).toFixed(Math.abs(value) < 2 ? 1 : 0)} times ${value < 0 ? "more" : "less"} likely`;
+/** A number and its unit stay on one line. */
+const whole = (text) => text.replace(/(?<=\d) (?=%|s\b)/g, "\u00a0");
 const strongestOf = (row) => row.indexOf(Math.max(...row));
 const tone = (node, value) => (node.style.setProperty("--vc-tone", value.toFixed(3)), node);
 
@@ -346,7 +348,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     if (kind === NEEDED) {
       const at = (value) => 0.5 + needTone(value) / 2;
       return make("div", { className: "vc-legend", role: "img", ariaLabel: "Colours of need: without the frame the word is less likely (blue), as likely (plain) or more likely (magenta)" },
-        make("span", { className: "vc-ramp vc-nats" }), tick(at(-HALF), "twice as likely"), tick(0.5, "as likely"), tick(at(HALF), "half"), tick(at(Math.log(20)), "a 20th"));
+        make("span", { className: "vc-ramp vc-nats" }), tick(at(-HALF), "twice as likely"), tick(0.5, "no change"), tick(at(HALF), "half"), tick(at(Math.log(20)), "a 20th"));
     }
     const uniform = 1 / visible();
     const ticks = [tick(0, "0 %"), tick(1, "100 %")];
@@ -463,9 +465,9 @@ export function createView(root, { controls = false, ask = null, moved = () => {
         if (frames <= WIDE && !off) cell.textContent = kind.number(value);
         return kind.paint(cell, value);
       });
-      const whole = kind === LOOKED ? spreadOf(beam.weights[i], visible()) : Math.max(0, found.most);
-      const last = make("td", { className: "vc-spread", textContent: number(whole) });
-      last.style.setProperty("--vc-spread", `${100 * (kind === LOOKED ? whole : needTone(whole))}%`);
+      const most = kind === LOOKED ? spreadOf(beam.weights[i], visible()) : Math.max(0, found.most);
+      const last = make("td", { className: "vc-spread", textContent: number(most) });
+      last.style.setProperty("--vc-spread", `${100 * (kind === LOOKED ? most : needTone(most))}%`);
       return make("tr", {}, make("th", { scope: "row" }, name), ...cells, last);
     });
     const table = make("table", { className: "vc-heat", ariaLabel: kind.name },
@@ -569,7 +571,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   function enlarge(kind, frame) {
     const rows = kinds().map((each) => [each, each.row(view.word)[frame]]);
     const bands = rows.map(([each, value]) => each.paint(make("span", { className: "vc-band" }), value));
-    return make("figure", {}, large(kind, frame), ...bands, make("figcaption", { className: "vc-quiet", textContent: [when(frame), ...rows.map(([each, value]) => each.text(value))].join(" · ") }));
+    return make("figure", {}, large(kind, frame), ...bands, make("figcaption", { className: "vc-quiet", textContent: whole([when(frame), ...rows.map(([each, value]) => each.text(value))].join(" · ")) }));
   }
 
   function look(frame) {
@@ -612,8 +614,8 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     }
     const share = instead >= 0 ? needs[view.beam].others.probabilities[word][instead] : beam.probabilities[word];
     const ending = text === END ? "Probability of ending here" : "Probability of the word";
-    sentences.push(quiet(`${ending}: ${percent(share)} · spread ${number(spread)} (0 = one frame, 1 = all frames alike)`));
-    return sentences;
+    sentences.push(quiet(whole(`${ending}: ${percent(share)} · spread ${number(spread)} (0 = one frame, 1 = all frames alike)`)));
+    return sentences.map((each) => (typeof each === "string" ? whole(each) : each));
   }
 
   /** Ask the owner for other captions: without frames, from words on, with another search. */

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import ImageFont
 
-from vcutils.attention.page import jpeg_uri
+from vcutils.attention.embed import jpeg_uri
 from vcutils.runtime.files import write_text
 
 INK, QUIET, LINE, CARD = "#1d1c1a", "#66625b", "#cfc9bd", "#ffffff"
