@@ -228,7 +228,8 @@ export function openPage(root, rows, read, models = []) {
   const names = titles.map((title, i) => (titles.indexOf(title) === i ? title : `${title} (${i + 1})`)); // for the address
   let second = null, writing = 0, table = null;
   const started = [];
-  const starts = models.map((open, i) => () => (started[i] ??= open())); // at the first question
+  const starts = models.map((open, i) => () => (started[i] ??= open()));
+  root.addEventListener("pointermove", () => starts.forEach((start) => start().catch(() => null)), { once: true }); // so that the first question waits less
   const [main, pair] = [make("div"), make("div", { className: "vc-pair" })];
   let leading = false; // two views have one word slider: whichever moves, the other follows
   const follow = (other) => {
