@@ -4,7 +4,7 @@ holds both files. */
 const GUIDE = [
   ["words", "Choose a word of the caption, by a click or with ← and →. The bar under it shows which frames the model looked at before it said the word."],
   ["legends", "The colours are the same for every word. The mark “uniform” is what each frame would get if the model looked at all of them alike: a row of that colour chose nothing."],
-  ["modes", "“Needed” shows how much less likely the word becomes without each frame. A word marked ∅ needs no single frame: ask where it comes from."],
+  ["modes", "“Needed” shows how much less likely the word becomes without each frame. The words before it are kept for that; hiding frames asks anew, from the first word on. A word marked ∅ needs no single frame: ask where it comes from."],
   ["instead", "These words were likely here, too. Where the model is at hand, choose one or hide frames, and see what it says then."],
 ];
 const SEEN = "vcutils-explorer-guide";

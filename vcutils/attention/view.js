@@ -142,7 +142,7 @@ function skeleton(root, controls, ask) {
       named("instead", "div", { role: "group", ariaLabel: "Likely words in this place", hidden: true })),
     section(named("lit", "h3"), [],
       named("legends", "div"), named("lighting", "p", { className: "vc-lighting vc-quiet" }),
-      named("lane", "div", { hidden: true }), named("strip", "ol"), named("hiding", "div")),
+      named("lane", "div", { hidden: true }), named("strip", "ol"), named("hiding", "div", {}, named("now", "p", { dir: "auto" }))),
     section("Every word and every frame", [named("tools", "div")],
       named("heats", "div"), named("marks", "p", { className: "vc-marks vc-quiet", hidden: true })),
     named("others", "div", {},
@@ -218,7 +218,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const of_word = NEEDED.row(i);
     const needed = strongestOf(of_word);
     const none = of_word[needed] < NO_NEED;
-    return { strongest, flat, needed, most: of_word[needed], none, apart: !none && needed !== strongest && of_word[strongest] < of_word[needed] / 2 };
+    return { strongest, flat, needed, most: of_word[needed], none, apart: !none && !flat && needed !== strongest && of_word[strongest] < of_word[needed] / 2 };
   }
   const markOf = ({ none, apart }) => (none ? "∅" : apart ? "≠" : "");
   const inWords = ({ none, apart }) => (none ? ", needs no single frame" : apart ? ", looks elsewhere than it needs" : "");
@@ -235,7 +235,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
         make("span", { className: "vc-score", textContent: number(each.score) }), make("bdi", { textContent: each.words.join(" ") })))));
     part.others.hidden = captions.beams.length < 2 && !ask;
     if (ask) drawSize();
-    drawEffect();
+    redraw(part.effect, drawEffect, () => part.effect.querySelector("button") ?? part.play);
     chooseBeam(Math.min(chosen, captions.beams.length - 1), word);
   }
 
@@ -290,13 +290,13 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       make("option", { value: i, textContent: label, selected: i === chosen })));
     const [from, to] = [choice("from", 0), choice("to", labels.length - 1)];
     part.hiding.replaceChildren(
-      make("span", { className: "vc-quiet", textContent: "What would it say without them? Hide single frames (⊘), or from " }),
+      make("span", { className: "vc-quiet", textContent: "What would it say without them, from its first word on? Hide single frames (⊘), or from " }),
       from, quiet("to"), to,
       button("vc-hide", "Hide", () => {
         const [first, last] = [Number(from.value), Number(to.value)].sort((a, b) => a - b);
         hideFrames([...view.wanted.hidden, ...Array.from({ length: last - first + 1 }, (_, i) => first + i)]);
       }),
-      button("vc-show", "Show all", () => hideFrames([])));
+      button("vc-show", "Show all", () => hideFrames([])), part.now);
   }
 
   function drawSize() {
@@ -368,6 +368,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       each.disabled = name !== "looked" && !hasNeeds();
       return each;
     }));
+    if (!part.modes.hidden && !hasNeeds()) part.modes.append(quiet("computing what each word needs …"));
     if (now !== "looked" && Object.keys(needs[view.beam].needs).length > 1) {
       const choice = make("select", { className: "vc-plain" }, ...Object.keys(needs[view.beam].needs).map((count) =>
         make("option", { value: count, textContent: count === "1" ? "one frame" : `${count} frames around it`, selected: Number(count) === view.window })));
@@ -376,7 +377,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     }
     part.about.textContent = {
       looked: "The model’s caption. Choose a word to see which frames the model attended to: under it stand its row of attention over the frames, and the time of the strongest.",
-      needed: "Need: how much less likely the word becomes when the model is not shown the frame. Under each word stand its row of need over the frames, and the frame that it needs most.",
+      needed: "Need: how much less likely the word becomes, behind the same words, when the model is not shown the frame. Under each word stand its row of need over the frames, and the frame that it needs most.",
       both: "Under each word: its row of attention, below it its row of need, and the time of the frame that it looks at most.",
     }[now];
     part.lit.textContent = { looked: "All frames, lit by this word’s attention", needed: "All frames, lit by this word’s need", both: "All frames, lit by this word’s attention, with its need below" }[now];
@@ -387,12 +388,13 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     }[now];
     part.legends.replaceChildren(...kinds().map(legend));
     part.marks.hidden = now === "looked";
-    part.marks.textContent = "≠ the word looks most at a frame that it needs less than half as much as another. ∅ the word needs no single frame: without any one it loses less than a tenth of its probability; it may come from several frames alike, from the words before, or from nowhere.";
+    part.marks.textContent = `≠ the word looks most at a frame that it needs less than half as much as another. ∅ the word needs no single place: without any ${view.window > 1 ? `${view.window} frames in a row` : "one frame"} it loses less than a tenth of its probability, the words before it kept; it may come from several frames alike, from those words, or from nowhere.`;
   }
 
   function drawEffect() {
     const { before, beams, hidden, start = [] } = captions;
     part.effect.hidden = !before;
+    part.now.replaceChildren(...(before && hidden.length ? ["Without the hidden frames: ", make("bdi", { textContent: beams[0].words.join(" ") })] : []));
     if (!before) return part.effect.replaceChildren();
     const after = beams[0];
     const marks = changesOf(before.words, after.words);
@@ -403,7 +405,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const name = [...(hidden.length ? ["without the hidden"] : []), ...(hidden.length && start.length ? [", "] : []), ...chosen];
     part.effect.replaceChildren(
       make("table", {}, make("tbody", {}, line([start.length && !hidden.length ? "the model’s own" : "all frames"], before, marks[0], "del"), line(name, after, marks[1], "mark"))),
-      quiet(before.words.join(" ") === after.words.join(" ") ? "The same words: compare the scores." : ""));
+      quiet(hidden.length ? "Each score is for the frames that were shown: they do not say which caption is the better one." : ""));
     if (ask && start.length) part.effect.append(button("vc-own", "Back to the model’s own words", () => request({ start: [] })));
   }
 
@@ -412,6 +414,8 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const ended = weights.length > words.length;
     beam = { texts: ended ? [...words, END] : words, ended, weights, probabilities };
     view.beam = index;
+    const windows = Object.keys(needs[index]?.needs ?? {});
+    if (windows.length && !windows.includes(String(view.window))) view.window = Number(windows[0]); // too few frames for the other
     forward = 0;
     instead = -1;
     mark(part.beams.querySelectorAll("button"), index);
@@ -462,7 +466,8 @@ export function createView(root, { controls = false, ask = null, moved = () => {
         const off = captions.hidden.includes(frame);
         const cell = make("td", { title: `${text}, ${when(frame)}: ${off ? "hidden" : kind.text(value)}` });
         cell.onclick = () => (choose(i), look(frame));
-        if (frames <= WIDE && !off) cell.textContent = kind.number(value);
+        if (off) return cell.classList.add("vc-out"), cell;
+        if (frames <= WIDE) cell.textContent = kind.number(value);
         return kind.paint(cell, value);
       });
       const most = kind === LOOKED ? spreadOf(beam.weights[i], visible()) : Math.max(0, found.most);
@@ -471,10 +476,10 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       return make("tr", {}, make("th", { scope: "row" }, name), ...cells, last);
     });
     const table = make("table", { className: "vc-heat", ariaLabel: kind.name },
-      make("thead", {}, make("tr", {}, make("td", { className: "vc-corner" }), ...heads, make("th", { scope: "col", className: "vc-spread", textContent: kind === LOOKED ? "spread" : "most" }))),
+      make("thead", {}, make("tr", {}, make("td", { className: "vc-corner" }), ...heads, make("th", { scope: "col", className: "vc-spread", textContent: kind === LOOKED ? "spread" : "most", title: kind === LOOKED ? "0 = one frame, 1 = all frames alike" : "the largest need of the row" }))),
       make("tbody", {}, ...rows));
     table.classList.toggle("vc-many", frames > WIDE);
-    return make("div", { className: "vc-heatbox" }, make("p", { className: "vc-quiet", textContent: `${kind.head}, with the colours of the legend above` }), table);
+    return make("div", { className: "vc-heatbox" }, make("p", { className: "vc-quiet", textContent: `${kind.head}${kind === NEEDED ? " (0.69: half as likely)" : ""}, with the colours of the legend above` }), table);
   }
   const tables = () => [...part.heats.querySelectorAll("table")];
 
@@ -504,7 +509,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const row = kinds()[0].row(view.word);
     const order = row.map((_, frame) => frame).sort((a, b) => row[b] - row[a] || a - b);
     part.runners.replaceChildren(...order.slice(1, 5).filter((frame) => row[frame] > 0).map((frame) => enlarge("runner", frame)));
-    redraw(part.instead, drawInstead, () => pressed(part.instead));
+    redraw(part.instead, drawInstead, () => pressed(part.instead) ?? part.words.children[view.word]);
     look(strongestOf(row));
   }
 
@@ -550,7 +555,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       const [tile, eye] = item.children;
       const off = view.wanted.hidden.includes(frame);
       const strength = first === LOOKED ? Math.sqrt(scale(row[frame])) : Math.sqrt(Math.max(0, needTone(row[frame])));
-      tile.style.setProperty("--vc-light", (0.14 + 0.86 * strength).toFixed(3));
+      tile.style.setProperty("--vc-light", (0.25 + 0.75 * strength).toFixed(3));
       tile.classList.toggle("vc-strongest", frame === strongest);
       const texts = rows.map(([kind, values]) => kind.text(values[frame]));
       const bands = tile.children[1];
@@ -571,7 +576,8 @@ export function createView(root, { controls = false, ask = null, moved = () => {
   function enlarge(kind, frame) {
     const rows = kinds().map((each) => [each, each.row(view.word)[frame]]);
     const bands = rows.map(([each, value]) => each.paint(make("span", { className: "vc-band" }), value));
-    return make("figure", {}, large(kind, frame), ...bands, make("figcaption", { className: "vc-quiet", textContent: whole([when(frame), ...rows.map(([each, value]) => each.text(value))].join(" · ")) }));
+    const texts = captions.hidden.includes(frame) ? ["hidden"] : rows.map(([each, value]) => each.text(value));
+    return make("figure", {}, large(kind, frame), ...bands, make("figcaption", { className: "vc-quiet", textContent: whole([when(frame), ...texts].join(" · ")) }));
   }
 
   function look(frame) {
@@ -595,14 +601,16 @@ export function createView(root, { controls = false, ask = null, moved = () => {
     const text = instead >= 0 ? needs[view.beam].others.words[word][instead] : beam.texts[word];
     let looks = ` looks most at ${named(strongest)}, with ${percent(weight)} of its attention (uniform: ${percent(uniform)}).`;
     if (visible() === 1) looks = " has only this frame to look at.";
+    else if (captions.hidden.includes(frame)) looks = `: ${named(frame)} is hidden, the model was not shown it; most attention, ${percent(weight)}, is on ${named(strongest)}.`;
     else if (frame !== strongest && mode() !== "needed") looks = `: ${named(frame)} has ${percent(row[frame])} of its attention; most, ${percent(weight)}, is on ${named(strongest)}.`;
-    else if (spread >= FLAT) looks = ` looks at all frames almost alike: at most ${percent(weight)}, at ${named(frame)}, where uniform attention would give ${percent(uniform)}.`;
+    else if (spread >= FLAT) looks = ` looks at all frames almost alike: at most ${percent(weight)}, at ${named(strongest)}, where uniform attention would give ${percent(uniform)}.`;
     if (instead >= 0) looks = ` would look where “${beam.texts[word]}” does: the model looks before it chooses the word.`;
     const sentences = [make("strong", {}, "“", make("bdi", { textContent: text }), "”"), looks, " "];
     if (mode() !== "looked") {
       const [those, one] = view.window === 1 ? ["it", "any one frame"] : [`the ${view.window} frames there`, `any ${view.window} frames in a row`];
       const here = NEEDED.row(word)[frame];
-      let needing = none ? `It needs no single place: without ${one} it loses less than a tenth of its probability.` : `It needs ${named(needed)} most: without ${those}, it is ${likely(most)} (${nats(most)} nats).`;
+      const verb = most < HALF ? "would miss" : "needs";
+      let needing = none ? `It needs no single place: without ${one} it loses less than a tenth of its probability.` : `It ${verb} ${named(needed)} most: without ${those}, it is ${likely(most)} (${nats(most)} nats).`;
       if (frame !== needed && Math.abs(here) >= 0.05) needing += ` Without ${view.window === 1 ? named(frame) : `the ${view.window} frames around ${named(frame)}`}, it is ${likely(here)}.`;
       if (apart) needing += " It looks elsewhere than it needs.";
       sentences.push(needing, " ");
