@@ -479,7 +479,7 @@ export function createView(root, { controls = false, ask = null, moved = () => {
       make("thead", {}, make("tr", {}, make("td", { className: "vc-corner" }), ...heads, make("th", { scope: "col", className: "vc-spread", textContent: kind === LOOKED ? "spread" : "most", title: kind === LOOKED ? "0 = one frame, 1 = all frames alike" : "the largest need of the row" }))),
       make("tbody", {}, ...rows));
     table.classList.toggle("vc-many", frames > WIDE);
-    return make("div", { className: "vc-heatbox" }, make("p", { className: "vc-quiet", textContent: `${kind.head}${kind === NEEDED ? " (0.69: half as likely)" : ""}, with the colours of the legend above` }), table);
+    return make("div", { className: "vc-heatbox" }, make("p", { className: "vc-quiet", textContent: `${kind.head}${kind === NEEDED ? " (0.69: half as likely)" : ""}, colours as above` }), table);
   }
   const tables = () => [...part.heats.querySelectorAll("table")];
 
