@@ -479,6 +479,31 @@ def test_looked_at_and_needed_stand_on_the_same_axes(show, make_view, needs_of, 
     assert page.locator(".vc-modes [aria-pressed=true]").inner_text() == "looked at" and tables.count() == 1
 
 
+def test_the_sentence_is_true_of_rows_that_are_nearly_alike(show, make_view, needs_of):
+    """Shown is the frame that a word needs; the sentence names the one that it looks at. There is nothing to contradict."""
+    view = needs_of(make_view(("a cat", "a dog"), frames=8))
+    row = np.full(8, 0.12)
+    row[6], row[0] = 0.16, 0.12
+    view.beams[0].attention[:] = row / row.sum()
+    page = show(view)
+    page.locator(".vc-modes button").nth(1).click()
+    assert shown_frame(page) == 0
+    assert "almost alike: at most 16 %, at the frame at 3.3 s" in answer(page), "the time of frame 6"
+    assert "looks elsewhere" not in answer(page) and "≠" not in page.inner_text(".vc-words")
+
+
+def test_few_frames_left_need_a_smaller_window(show, make_view, needs_of):
+    """The need of three frames at once is not known where three are left: the view goes back to one, and says need."""
+    full, few = needs_of(make_view(frames=8)), needs_of(make_view(frames=8))
+    few.needs[0]["needs"].pop(3)
+    page = show(full, few)
+    page.locator(".vc-modes button").nth(1).click()
+    page.select_option(".vc-modes select", "3")
+    page.select_option(".vc-chooser select", index=1)
+    assert page.locator(".vc-modes [aria-pressed=true]").inner_text() == "needed"
+    assert page.locator(".vc-heat").get_attribute("aria-label") == "Need of every word for every frame"
+
+
 def test_another_likely_word_shows_what_it_would_need(show, make_view, needs_of):
     page = show(needs_of(make_view()), make_view())
     likely = page.locator(".vc-likely")
