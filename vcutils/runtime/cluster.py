@@ -23,6 +23,7 @@ from vcutils.config import ExtractConfig
 from vcutils.runtime.arrow import clip_key, clip_record, schema
 from vcutils.runtime.checks import collect_clips
 from vcutils.runtime.settings import UserError
+from vcutils.runtime.store import Report
 
 try:
     import pyarrow as pa
@@ -66,14 +67,14 @@ def listed(
     raise UserError(f"{corpus}: no clips in {places}; a clip is a file that ends in {', '.join(suffixes)}")
 
 
-def extract(corpus: str, clips: list[dict[str, Any]], folder: str, config: ExtractConfig, progress: bool = True) -> Any:
+def extract(
+    corpus: str, clips: list[dict[str, Any]], folder: str, config: ExtractConfig, progress: bool = True
+) -> Report:
     """Features of `listed` clips as `folder`/parts/*.arrow; a Report. Goes on where an earlier extraction stopped.
 
     Both are absolute paths or URIs that all nodes reach. It joins the cluster that runs here or that RAY_ADDRESS names,
     or makes one of this machine. Raises UserError for what stops all of it; a clip that fails is a row.
     """
-    from vcutils.runtime.extraction import Report
-
     begun, (source, _), (target, root) = monotonic(), _opened(corpus), _opened(folder)
     checkpoint, others = f"{root}/checkpoint-{config.num_frames}", {info.base_name for info in _files(target, root)}
     if others := {name for name in others if name.startswith("checkpoint-")} - {PurePosixPath(checkpoint).name}:
@@ -192,17 +193,21 @@ class _Extractor:
         import torch
 
         from vcutils.runtime.backbones import load_backbone
+        from vcutils.runtime.decoding import Worker
 
         # With one thread the last bits of features are others than with several, and than on other machines.
         torch.set_num_threads(max(2, config.workers or 1))
         self.source, self.config, self.backbone = source, config, load_backbone(config.backbone)
+        settings = config.num_frames, self.backbone.resize, config.patience
+        self.decoders = [Worker(*settings) for _ in range(config.workers or 1)]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         from vcutils.runtime.extraction import clip_rows
 
         records = []
         with TemporaryDirectory() as folder:
-            for row, features in clip_rows(self._at_hand(block.to_pylist(), folder), self.config, self.backbone):
+            clips = self._at_hand(block.to_pylist(), folder)
+            for row, features in clip_rows(clips, self.config, self.backbone, self.decoders):
                 if "error" in row:
                     row["error"] = row["error"].replace(f"{folder}/", "")
                 records.append(clip_record(row, features))

@@ -144,15 +144,16 @@ def decode_clips(
     clips: Iterable[tuple[str, Path]],
     num_frames: int,
     resize: Resize | None,
-    workers: int | None = None,
+    workers: int | list[Worker] | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[tuple[str, Frames | VideoError]]:
     """(id, frames or the reason why there are none) of clips (id, file) in order, by `workers` processes; None: one per
-    core. They start when they are needed.
+    core. They start when they are needed. Given ones stay for the next clips.
     """
-    count = workers or cpu_count()
-    started = [Worker(num_frames, resize, patience) for _ in range(count)]
-    idle = started.copy()  # each of the pool's threads takes one for a clip
+    own: list[Worker] = []
+    if not isinstance(workers, list):
+        own = workers = [Worker(num_frames, resize, patience) for _ in range(workers or cpu_count())]
+    count, idle = len(workers), workers.copy()  # each of the pool's threads takes one for a clip
 
     def decode(path: Path) -> Frames | VideoError:
         worker = idle.pop()
@@ -175,7 +176,7 @@ def decode_clips(
             yield oldest, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for worker in started:
+        for worker in own:
             worker.close()
 
 

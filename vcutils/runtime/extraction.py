@@ -6,7 +6,7 @@ A killed run repeats the clips that it was at; one that failed is tried again wh
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor
 from vcutils.config import ExtractConfig
 from vcutils.runtime.backbones import Backbone
 from vcutils.runtime.capture import VideoError
-from vcutils.runtime.decoding import decode_clips
+from vcutils.runtime.decoding import Worker, decode_clips
 from vcutils.runtime.files import duration, holding, is_held, note, replacing
-from vcutils.runtime.store import MANIFEST, append_row, mend_manifest, read_manifest, write_manifest
+from vcutils.runtime.store import MANIFEST, Report, append_row, mend_manifest, read_manifest, write_manifest
 from vcutils.video import Frames
 
 NOTE_SECONDS = 60.0  # between lines of log.txt
@@ -42,7 +42,7 @@ class Clip:
 
 
 def features_of_clips(
-    backbone: Backbone, clips: Iterable[tuple[str, Path]], config: ExtractConfig
+    backbone: Backbone, clips: Iterable[tuple[str, Path]], config: ExtractConfig, decoders: list[Worker] | None = None
 ) -> Generator[tuple[str, Frames | VideoError, Tensor]]:
     """(id, frames, features (T, D)) per clip, or (id, VideoError, empty); decoding runs ahead of the network."""
     # On a GPU the smallest group whose frames fill whole batches. A processor takes few frames at once anyway, and
@@ -59,7 +59,7 @@ def features_of_clips(
         yield from ((i, frames, part) for (i, frames), part in zip(group, parts, strict=True))
         group.clear()
 
-    decoded = decode_clips(clips, config.num_frames, backbone.resize, config.workers, config.patience)
+    decoded = decode_clips(clips, config.num_frames, backbone.resize, decoders or config.workers, config.patience)
     for i, frames in decoded:
         if isinstance(frames, VideoError):
             yield i, frames, torch.empty(0)
@@ -72,11 +72,12 @@ def features_of_clips(
 
 
 def clip_rows(
-    clips: Iterable[Clip], config: ExtractConfig, backbone: Backbone
+    clips: Iterable[Clip], config: ExtractConfig, backbone: Backbone, decoders: list[Worker] | None = None
 ) -> Generator[tuple[dict[str, Any], np.ndarray | None]]:
     """(manifest row, features (T, D)) per clip; a row with "error" has no features. Writes nothing: for every engine.
 
-    Features are float16, or float32 where that cannot hold them. `clips` is read a little ahead of the rows.
+    Features are float16, or float32 where that cannot hold them. `clips` is read a little ahead of the rows; `decoders`
+    go on living.
     """
     known: dict[str, Clip] = {}
 
@@ -85,7 +86,7 @@ def clip_rows(
             known[clip.id] = clip
             yield clip.id, clip.path
 
-    with closing(features_of_clips(backbone, paths(), config)) as stream:
+    with closing(features_of_clips(backbone, paths(), config, decoders)) as stream:
         for video_id, frames, features in stream:
             clip, array = known.pop(video_id), None
             told: dict[str, Any]
@@ -111,18 +112,6 @@ def clip_rows(
                 told["patience"] = config.patience
             made_by = {"backbone": backbone.name, "weights": backbone.weights}
             yield {"id": video_id, "source": clip.source, **clip.stamp(config.num_frames), **made_by, **told}, array
-
-
-@dataclass
-class Report:
-    """What an extraction did."""
-
-    folder: Path
-    written: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # done by an earlier run
-    failed: dict[str, str] = field(default_factory=dict)  # id -> reason
-    frames: int = 0
-    seconds: float = 0.0
 
 
 class Ledger:

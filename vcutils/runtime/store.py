@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,18 @@ def mend_manifest(path: Path) -> None:
 def write_manifest(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Write manifest rows by id as one JSON object a line, sorted by id."""
     write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows)))
+
+
+@dataclass
+class Report:
+    """What an extraction did."""
+
+    folder: Path
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # done by an earlier run
+    failed: dict[str, str] = field(default_factory=dict)  # id -> reason
+    frames: int = 0
+    seconds: float = 0.0
 
 
 class FeatureStore:
