@@ -480,7 +480,7 @@ def test_looked_at_and_needed_stand_on_the_same_axes(show, make_view, needs_of, 
 
 
 def test_the_sentence_is_true_of_rows_that_are_nearly_alike(show, make_view, needs_of):
-    """Shown is the frame that a word needs; the sentence names the one that it looks at. There is nothing to contradict."""
+    """Shown is the frame that a word needs; the sentence names the one that it looks at, and contradicts nothing."""
     view = needs_of(make_view(("a cat", "a dog"), frames=8))
     row = np.full(8, 0.12)
     row[6], row[0] = 0.16, 0.12
