@@ -12,21 +12,21 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+
+from measure import seconds
 
 FEW = 40
 ENGINES = ("local", "ray")
 
 
-def seconds(corpus: Path, engine: str) -> float:
-    """Seconds of one extraction of a corpus, from nothing."""
+def extract(corpus: Path, engine: str) -> None:
+    """One extraction of a corpus, from nothing."""
     with TemporaryDirectory() as data:
         command = [sys.executable, "-m", "vcutils", "extract", str(corpus), "--data", data, "--engine", engine]
-        begun = perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return perf_counter() - begun
 
 
 def main() -> None:
@@ -48,7 +48,8 @@ def main() -> None:
         for _ in range(options.repeats):
             for size in ("few", "many"):
                 for engine in ENGINES:
-                    times.setdefault((engine, size), []).append(seconds(Path(name) / size, engine))
+                    taken = seconds(partial(extract, Path(name) / size, engine))
+                    times.setdefault((engine, size), []).append(taken)
     rates, count = {}, len(videos) - FEW
     for engine in ENGINES:
         few, many = (statistics.median(times[engine, size]) for size in ("few", "many"))

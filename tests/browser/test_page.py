@@ -483,7 +483,7 @@ def test_the_sentence_is_true_of_rows_that_are_nearly_alike(show, make_view, nee
     """Shown is the frame that a word needs; the sentence names the one that it looks at, and contradicts nothing."""
     view = needs_of(make_view(("a cat", "a dog"), frames=8))
     row = np.full(8, 0.12)
-    row[6], row[0] = 0.16, 0.12
+    row[6] = 0.16
     view.beams[0].attention[:] = row / row.sum()
     page = show(view)
     page.locator(".vc-modes button").nth(1).click()

@@ -84,7 +84,8 @@ def extract(
     keys = pa.concat_tables([keys, *(parquet.read_table(path, filesystem=target) for path in finished)])["key"]
     index = pa.Table.from_pylist(clips)
     again = [key for key, row in _failures(target, root).items() if row["patience"] < config.patience]
-    is_done = compute.and_not(*(compute.is_in(index["key"], set_) for set_ in (keys, pa.array(again, pa.string()))))
+    is_again = compute.is_in(index["key"], pa.array(again, pa.string()))
+    is_done = compute.and_not(compute.is_in(index["key"], keys), is_again)
     todo, parts = index.filter(compute.invert(is_done)), _Parts(f"{root}/parts", target)
     if len(todo):
         ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, log_to_driver=False)
@@ -146,8 +147,7 @@ def _failures(files: fs.FileSystem, folder: str) -> dict[str, dict[str, Any]]:
 def text_of(place: str) -> str:
     """The text of a file at a path or URI; empty where there is none."""
     files, path = _opened(place)
-    is_there = files.get_file_info(path).is_file
-    return files.open_input_stream(path).read().decode("utf-8-sig") if is_there else ""
+    return files.open_input_stream(path).read().decode("utf-8-sig") if files.get_file_info(path).is_file else ""
 
 
 def _share() -> tuple[int, int, dict[str, int]]:
